@@ -1,0 +1,263 @@
+"""Entries: the leaves of the log, and their canonical bytes (docs/formats.md §3).
+
+An entry is the deterministic CBOR array ``[version, type, salt, *fields]``. Here each type is a NamedTuple of its
+fields in that order; nested arrays are tuples. References to other entries are sequence numbers of the same epoch.
+All times are milliseconds: ``*time_ms`` since the Unix epoch by the wall clock, ``mono_ms`` since boot.
+
+Entries of a type or version this code does not know travel and are stored as ``Unknown``: their raw bytes.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from energybid.core import cbor
+from energybid.core.errors import EvidenceError
+from energybid.core.quantities import MANTISSA_MAX, MANTISSA_MIN, UNITS, ClockState
+from energybid.core.salt import SALT_SIZE
+from energybid.core.tree import HASH_SIZE
+
+VERSION = 1
+ENTRY_MAX = 65_536
+"""Longest canonical entry, bytes."""
+TEXT_MAX = 255
+"""Longest text in an entry, UTF-8 bytes."""
+VALUES_MAX = 1024
+"""Most quantities in a poll group."""
+UINT_MAX = 2**63 - 1
+ID_SIZE = 16
+"""Size of an epoch's and a boot's id, bytes."""
+OBIS_SIZE = 6
+
+
+class Epoch(NamedTuple):
+    """Opens an epoch; always at sequence 0."""
+
+    origin: str
+    """``tenant/gateway``."""
+    time_ms: int
+    previous: tuple[bytes, int, bytes] | None
+    """Id, size and root of the epoch before, as far as this gateway knew it."""
+
+
+class Start(NamedTuple):
+    """The agent started. Later entries refer to it for their boot."""
+
+    boot_id: bytes
+    """16 bytes; the same as long as ``mono_ms`` counts on."""
+    time_ms: int
+    mono_ms: int
+    clock: int
+    version: str
+    """The agent's version."""
+    configuration: bytes
+    """SHA-256 of the checked configuration."""
+
+
+class Declaration(NamedTuple):
+    """Says what a meter's readings mean; comes before them."""
+
+    meter: str
+    profile: str
+    """The profile's name."""
+    profile_hash: bytes
+    """SHA-256 of the profile file."""
+    serial: str | None
+    """The meter's own serial number, where it tells."""
+    groups: tuple[tuple[int, tuple[tuple[bytes, str, int, bool], ...]], ...]
+    """Poll groups: interval in ms, then quantities as (OBIS, unit, exponent, cumulative)."""
+
+
+class Reading(NamedTuple):
+    """All quantities of one poll group of one meter."""
+
+    declaration: int
+    """Sequence of the declaration."""
+    group: int
+    time_ms: int
+    """When the last reply was received."""
+    span_ms: int
+    """From the first request sent to the last reply received."""
+    clock: int
+    """ClockState at ``time_ms``."""
+    start: int
+    """Sequence of the Start entry whose boot ``mono_ms`` counts from."""
+    mono_ms: int
+    """When the last reply was received, since boot."""
+    values: tuple[int | None, ...]
+    """One for each quantity of the group; None where the status says that there is no number."""
+    status: tuple[int, ...] | None
+    """One Status for each quantity, or None where all are OK."""
+
+
+class Clock(NamedTuple):
+    """The wall clock stepped, or its state changed. Re-bases times taken before it; nothing is rewritten."""
+
+    start: int
+    mono_ms: int
+    before_ms: int
+    """What the wall clock would have shown without the step."""
+    after_ms: int
+    clock: int
+
+
+class Gap(NamedTuple):
+    """Readings that were due and are not in the log."""
+
+    declaration: int | None
+    """The meter, or None for all."""
+    from_ms: int
+    to_ms: int
+    reason: int
+    """GapReason."""
+    missed: int
+    """How many readings."""
+
+
+class Unknown(NamedTuple):
+    """An entry of another version or type: its canonical bytes, salt included."""
+
+    raw: bytes
+
+
+class GapReason:
+    """Values of ``Gap.reason``."""
+
+    NO_REPLY = 1
+    BUS_DOWN = 2
+    NO_SPACE = 3
+    REFUSED = 4
+
+
+Entry = Epoch | Start | Declaration | Reading | Clock | Gap | Unknown
+Known = Epoch | Start | Declaration | Reading | Clock | Gap
+
+_TYPES: tuple[type[Known], ...] = (Epoch, Start, Declaration, Reading, Clock, Gap)
+TYPE_OF: dict[type[Known], int] = {kind: number for number, kind in enumerate(_TYPES)}
+"""Type number on the wire of each known entry type."""
+
+
+def canonical(entry: Known, salt: bytes) -> bytes:
+    """The bytes that are hashed into the tree."""
+    return cbor.encode((VERSION, TYPE_OF[type(entry)], salt, *entry))
+
+
+def _uint(x: Any) -> bool:  # noqa: ANN401
+    return type(x) is int and 0 <= x <= UINT_MAX
+
+
+def _int(x: Any) -> bool:  # noqa: ANN401
+    return type(x) is int and MANTISSA_MIN <= x <= MANTISSA_MAX
+
+
+def _text(x: Any) -> bool:  # noqa: ANN401
+    return isinstance(x, str) and len(x.encode()) <= TEXT_MAX
+
+
+def _clock(x: Any) -> bool:  # noqa: ANN401
+    return type(x) is int and 0 <= x <= ClockState.SYNCHRONISED
+
+
+def _bytes(size: int) -> Callable[[Any], bool]:
+    return lambda x: isinstance(x, bytes) and len(x) == size
+
+
+def _quantity(x: Any) -> bool:  # noqa: ANN401
+    return (
+        isinstance(x, tuple)
+        and len(x) == 4  # noqa: PLR2004  OBIS, unit, exponent, cumulative
+        and _bytes(OBIS_SIZE)(x[0])
+        and x[1] in UNITS
+        and type(x[2]) is int
+        and -18 <= x[2] <= 18  # noqa: PLR2004
+        and isinstance(x[3], bool)
+    )
+
+
+def _groups(x: Any) -> bool:  # noqa: ANN401
+    return (
+        isinstance(x, tuple)
+        and 0 < len(x) <= TEXT_MAX
+        and all(
+            isinstance(g, tuple)
+            and len(g) == 2  # noqa: PLR2004  interval, quantities
+            and _uint(g[0])
+            and isinstance(g[1], tuple)
+            and 0 < len(g[1]) <= VALUES_MAX
+            and all(map(_quantity, g[1]))
+            for g in x
+        )
+    )
+
+
+def _previous(x: Any) -> bool:  # noqa: ANN401
+    return x is None or (
+        isinstance(x, tuple)
+        and len(x) == 3  # noqa: PLR2004  epoch, size, root
+        and _bytes(ID_SIZE)(x[0])
+        and _uint(x[1])
+        and _bytes(HASH_SIZE)(x[2])
+    )
+
+
+def _optional(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda x: x is None or check(x)
+
+
+def _values(x: Any) -> bool:  # noqa: ANN401
+    return isinstance(x, tuple) and 0 < len(x) <= VALUES_MAX and all(v is None or _int(v) for v in x)
+
+
+def _status(x: Any) -> bool:  # noqa: ANN401
+    return x is None or (isinstance(x, tuple) and all(type(s) is int and 0 <= s <= TEXT_MAX for s in x) and any(x))
+
+
+_SHAPES: tuple[tuple[Callable[[Any], bool], ...], ...] = (
+    (_text, _int, _previous),
+    (_bytes(ID_SIZE), _int, _uint, _clock, _text, _bytes(HASH_SIZE)),
+    (_text, _text, _bytes(HASH_SIZE), _optional(_text), _groups),
+    (_uint, _uint, _int, _uint, _clock, _uint, _uint, _values, _status),
+    (_uint, _uint, _int, _int, _clock),
+    (_optional(_uint), _int, _int, _uint, _uint),
+)
+
+
+def check(entry: Known) -> None:
+    """Check every field against docs/formats.md §3.
+
+    Raises:
+        EvidenceError: A field has another type or is out of its bounds.
+    """
+    shape = _SHAPES[TYPE_OF[type(entry)]]
+    for name, value, fits in zip(entry._fields, entry, shape, strict=True):
+        if not fits(value):
+            raise EvidenceError(f"{type(entry).__name__.lower()} entry: {name} is out of its bounds")
+    if isinstance(entry, Reading):
+        without = tuple(v is None for v in entry.values)
+        marks = entry.status or (0,) * len(without)
+        if len(marks) != len(without) or any(w != (0 < m < 16) for w, m in zip(without, marks, strict=True)):  # noqa: PLR2004
+            raise EvidenceError("reading entry: status and values disagree")
+
+
+def _tuples(item: Any) -> Any:  # noqa: ANN401
+    return tuple(map(_tuples, item)) if isinstance(item, list) else item
+
+
+def parse(raw: bytes) -> tuple[bytes | None, Entry]:
+    """Canonical bytes → (salt, entry); (None, Unknown) for another version or type.
+
+    Raises:
+        EvidenceError: Not deterministic CBOR, or a known type with fields out of their bounds.
+    """
+    if len(raw) > ENTRY_MAX:
+        raise EvidenceError(f"entry of {len(raw)} bytes; at most {ENTRY_MAX} are allowed")
+    item = cbor.decode(raw)
+    if not isinstance(item, list) or len(item) < 2 or not all(map(_uint, item[:2])):  # noqa: PLR2004
+        raise EvidenceError("an entry is an array that begins with version and type")
+    if item[0] != VERSION or item[1] >= len(_TYPES):
+        return None, Unknown(raw)
+    kind = _TYPES[item[1]]
+    if len(item) != 3 + len(kind._fields) or not _bytes(SALT_SIZE)(item[2]):
+        raise EvidenceError(f"{kind.__name__.lower()} entry has the wrong number of fields or no salt")
+    entry = kind(*map(_tuples, item[3:]))
+    check(entry)
+    return item[2], entry

@@ -1,0 +1,160 @@
+"""The seams: everything through which the product touches the world, as one frozen ``Platform`` value.
+
+``system.py`` modules build the real one, the simulator its twin on a virtual event loop. Monotonic time is the running
+event loop's ``time()``; ``asyncio.sleep`` and ``asyncio.timeout`` are used as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
+    import random
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from energybid.core.quantities import ClockState
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TcpEndpoint:
+    """A TCP server that speaks for the units behind it."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SerialEndpoint:
+    """A serial line."""
+
+    device: str
+    """Path, such as /dev/serial/by-id/usb-FTDI_..."""
+    baudrate: int
+    parity: str = "N"
+    """N, E or O."""
+    stop_bits: int = 1
+    data_bits: int = 8
+
+
+Endpoint = TcpEndpoint | SerialEndpoint
+
+
+class Sample(NamedTuple):
+    """What one poll of one group of one meter brought; the agent makes it a Reading entry."""
+
+    time_ms: int
+    """Wall clock when the last reply was received."""
+    span_ms: int
+    """From the first request sent to the last reply received."""
+    mono_ms: int
+    """Loop time when the last reply was received."""
+    values: tuple[int | None, ...]
+    status: tuple[int, ...] | None
+
+
+class Message(NamedTuple):
+    """An MQTT message that came in."""
+
+    topic: str
+    payload: bytes
+    retained: bool
+
+
+class Will(NamedTuple):
+    """What the broker publishes when the connection dies."""
+
+    topic: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UplinkSettings:
+    """How to reach a broker."""
+
+    host: str
+    port: int
+    client_id: str
+    username: str | None = None
+    password: str | None = None
+    tls: bool = False
+    ca: str | None = None
+    """Path of PEM certificates to trust; None for the system's."""
+    certificate: str | None = None
+    """Path of the client's certificate, PEM."""
+    key: str | None = None
+    """Path of the client's key, PEM."""
+    keep_alive_s: int = 60
+    will: Will | None = None
+
+
+class Uplink(Protocol):
+    """One connection to a broker. Every method raises UplinkDownError once the connection is gone."""
+
+    async def subscribe(self, topics: list[str]) -> None:
+        """Subscribe at QoS 1; returns when the broker has granted it."""
+
+    async def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
+        """Publish; at QoS 1 returns when the broker has acknowledged."""
+
+    def messages(self) -> AsyncIterator[Message]:
+        """Messages as they come."""
+
+    def wire_bytes(self) -> tuple[int, int]:
+        """(sent, received) bytes of MQTT packets on this connection, TCP/IP headers not included."""
+
+
+class Database(Protocol):
+    """The part of ``apsw.Connection`` that is used; kept small so that a test's VFS can stand beneath it."""
+
+    def execute(self, statements: str, bindings: Any = None, /) -> Any:  # noqa: ANN401
+        """Run statements; iterate the result for rows."""
+
+    def close(self, force: bool = False) -> None:  # noqa: FBT001, FBT002  as apsw has it
+        """Close; idempotent."""
+
+
+class Offload(Protocol):
+    """Runs blocking work off the loop."""
+
+    def __call__(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
+        """Run ``function`` in a thread (or, in virtual time, inline with a seeded delay)."""
+
+
+class OpenBus(Protocol):
+    """Opens a byte transport to a bus."""
+
+    def __call__(self, endpoint: Endpoint, protocol: Callable[[], asyncio.Protocol], /) -> Awaitable[asyncio.Transport]:
+        """Connect ``protocol()`` to the endpoint, as ``loop.create_connection`` does.
+
+        Raises:
+            BusDownError: It can not be opened.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platform:
+    """Clock, entropy, chance, threads, buses, uplinks and the disk."""
+
+    now_ns: Callable[[], int]
+    """Wall clock, nanoseconds since the Unix epoch."""
+    clock_state: Callable[[], ClockState]
+    """What is known of the wall clock; may be cached for some seconds."""
+    boot_id: bytes
+    """16 bytes; changes at every boot of the machine."""
+    entropy: Callable[[int], bytes]
+    """That many bytes from the system's generator; for keys, epochs and secrets."""
+    random: random.Random
+    """For jitter only."""
+    offload: Offload
+    open_bus: OpenBus
+    connect_uplink: Callable[[UplinkSettings], AbstractAsyncContextManager[Uplink]]
+    open_database: Callable[[str], Database]
+    """Path → database, created if it is not there."""
+    notify: Callable[[str], None]
+    """Tell the service manager (sd_notify(3)); does nothing where there is none."""
