@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
-    from energybid.core.quantities import ClockState
+    from energybid.core.quantities import ClockState, Quantity
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,6 +56,76 @@ class Sample(NamedTuple):
     """Loop time when the last reply was received."""
     values: tuple[int | None, ...]
     status: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeterPlan:
+    """One meter on a bus, checked and ready to poll; can be pickled and needs no pydantic."""
+
+    name: str
+    """Unique on the gateway."""
+    unit: int
+    """Its address on the bus."""
+    timeout_s: float
+    """How long to wait for one reply."""
+    retries: int
+    """Further tries after a lost or garbled reply."""
+    profile: str
+    profile_hash: bytes
+    """SHA-256 of the profile file."""
+    groups: tuple[PollGroup, ...]
+    map: object
+    """The driver's own: how to read the groups."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PollGroup:
+    """Quantities that are read together."""
+
+    interval_s: float
+    quantities: tuple[Quantity, ...]
+    """In the order of ``Sample.values``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BusPlan:
+    """One bus and its meters, checked and ready to poll; can be pickled and needs no pydantic."""
+
+    name: str
+    kind: str
+    """Name of the driver's entry point, such as modbus-tcp."""
+    endpoint: Endpoint
+    meters: tuple[MeterPlan, ...]
+    in_flight: int = 1
+    """Most requests under way at once; more than 1 only where the endpoint matches replies to requests."""
+    lateness_s: float = 1.0
+    """A reply that is later than its time-out comes at most this much later (DESIGN: drained on serial lines)."""
+
+
+class Driver(Protocol):
+    """Speaks one protocol on one bus. Connects by itself when it is first needed, and again after a loss."""
+
+    @property
+    def concurrency(self) -> int:
+        """How many ``poll`` may be under way at once."""
+
+    async def poll(self, meter: MeterPlan, group: int, *, probe: bool = False) -> Sample:
+        """Read one group of one meter; a partial reading has statuses.
+
+        Args:
+            meter: One of the plan's meters.
+            group: Index into ``meter.groups``.
+            probe: One try only: the meter is thought dead.
+
+        Raises:
+            BusDownError: The bus can not be opened or was lost; fails at once while it backs off.
+            NoReplyError: Nothing that belongs to the request came, after all tries.
+            GarbledError: Only garbage came, after all tries.
+            RefusedError: The meter refused every request of the group.
+        """
+
+    async def close(self) -> None:
+        """Release the bus; idempotent."""
 
 
 class Message(NamedTuple):

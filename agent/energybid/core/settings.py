@@ -1,0 +1,94 @@
+"""TOML files checked by pydantic models, every fault reported at once: file, key, what is wrong, what is allowed.
+
+Imported only where a file is checked (commands, profiles), never in the running agent: pydantic costs 5 MB there.
+"""
+
+import re
+import tomllib
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from energybid.core.errors import ConfigurationError
+
+
+class Settings(BaseModel):
+    """Base of every model of a configuration file: no unknown keys, no coercion of types, never changed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+S = TypeVar("S", bound=BaseModel)
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86400}
+_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)")
+_BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def _duration(value: Any) -> float:  # noqa: ANN401
+    match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
+    if not match:
+        raise ValueError('write a number and a unit (ms, s, min, h, d) in quotes, such as "5 s"')
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _size(value: Any) -> int:  # noqa: ANN401
+    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if not match:
+        raise ValueError('write a number and a unit (B, KiB, MiB, GiB) in quotes, such as "2 GiB"')
+    return int(match[1]) * _BYTES[match[2]]
+
+
+Duration = Annotated[float, BeforeValidator(_duration)]
+"""Seconds; written "250 ms", "5 s", "1 min", "2 h", "1 d"."""
+Size = Annotated[int, BeforeValidator(_size)]
+"""Bytes; written "512 KiB", "2 GiB"."""
+
+
+def parse_toml(source: str, data: bytes, model: type[S]) -> S:
+    """Read and check a TOML file.
+
+    Args:
+        source: The file's name as the user knows it, for the messages.
+        data: Its bytes.
+        model: What it must be.
+
+    Raises:
+        ConfigurationError: Every fault in it.
+    """
+    try:
+        content = tomllib.loads(data.decode())
+    except UnicodeDecodeError as error:
+        raise ConfigurationError([f"{source}: not UTF-8 at byte {error.start}"]) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError([f"{source}: not TOML: {error}"]) from None
+    return check(source, content, model)
+
+
+def check(source: str, content: dict[str, Any], model: type[S]) -> S:
+    """Check a table that was read from ``source``.
+
+    Raises:
+        ConfigurationError: Every fault in it.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise ConfigurationError(
+            [_fault(source, e["loc"], e["msg"], e["type"], e.get("input")) for e in error.errors()]
+        ) from None
+
+
+def _fault(source: str, loc: tuple[int | str, ...], message: str, kind: str, given: object) -> str:
+    key = ""
+    for part in loc:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
+    message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if kind == "extra_forbidden":
+        message = "no such key"
+    elif kind == "missing":
+        message = "is missing"
+    elif not isinstance(given, dict | list):
+        message += f" (found {given!r})"
+    return f"{source}: {key or 'file'}: {message}"
