@@ -1,4 +1,4 @@
-"""Exit codes of every command (README, "Exit codes"); sysexits(3) is not followed because systemd's units read these."""
+"""Exit codes of every command (README, "Exit codes"); the systemd unit reads them."""
 
 OK = 0
 FAILED = 1
