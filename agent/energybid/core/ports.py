@@ -161,6 +161,8 @@ class UplinkSettings:
     """Path of the client's key, PEM."""
     keep_alive_s: int = 60
     will: Will | None = None
+    session_s: int = 0
+    """How long the broker keeps subscriptions and queued messages after a disconnect; 0 begins clean every time."""
 
 
 class Uplink(Protocol):
@@ -176,7 +178,7 @@ class Uplink(Protocol):
         """Messages as they come."""
 
     def wire_bytes(self) -> tuple[int, int]:
-        """(sent, received) bytes of MQTT packets on this connection, TCP/IP headers not included."""
+        """(sent, received) bytes on this connection: MQTT packets and TLS records, TCP/IP headers not included."""
 
 
 class Database(Protocol):
