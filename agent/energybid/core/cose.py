@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Protocol
 
-import cbor2
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -26,10 +25,15 @@ from energybid.core.errors import EvidenceError
 
 EDDSA, ES256 = -8, -7
 SIGNATURE_SIZE = 64
+ENTROPY_SIZE = 48
 KID_SIZE = 8
-SIGN1_TAG = 18
 MESSAGE_MAX = 4096
 """Longest COSE message accepted, bytes."""
+
+_ALGORITHM_BYTE = {EDDSA: b"\x27", ES256: b"\x26"}
+_OPENING = b"\xd2\x84\x4d"
+"""Tag 18, array of 4, byte string of 13: the protected header."""
+_ALGORITHM_AT, _KID_AT, _PAYLOAD_AT = 5, 8, 17
 
 
 class Signer(Protocol):
@@ -60,7 +64,10 @@ class PublicKey:
         Raises:
             ValueError: Not PEM, or another kind of key.
         """
-        return cls(_supported(load_pem_public_key(pem)))
+        try:
+            return cls(_supported(load_pem_public_key(pem)))
+        except UnsupportedAlgorithm as error:
+            raise ValueError(str(error)) from None
 
     def pem(self) -> bytes:
         """SubjectPublicKeyInfo PEM."""
@@ -71,16 +78,21 @@ class PublicKey:
         """COSE algorithm: EDDSA or ES256."""
         return EDDSA if isinstance(self.key, ed25519.Ed25519PublicKey) else ES256
 
-    @property
-    def kid(self) -> bytes:
-        """First 8 bytes of the COSE key thumbprint with SHA-256 (RFC 9679)."""
+    def thumbprint(self) -> bytes:
+        """COSE key thumbprint with SHA-256, 32 bytes (RFC 9679 §3): hash of the required parameters as a map."""
         if isinstance(self.key, ed25519.Ed25519PublicKey):
             raw = self.key.public_bytes(Encoding.Raw, PublicFormat.Raw)
-            cose_key: dict[int, int | bytes] = {1: 1, -1: 6, -2: raw}
-        else:
-            numbers = self.key.public_numbers()
-            cose_key = {1: 2, -1: 1, -2: numbers.x.to_bytes(32, "big"), -3: numbers.y.to_bytes(32, "big")}
-        return sha256(cbor2.dumps(cose_key, canonical=True)).digest()[:KID_SIZE]
+            return sha256(b"\xa3\x01\x01\x20\x06\x21\x58\x20" + raw).digest()  # {1: 1, -1: 6, -2: x}
+        point = self.key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+        x, y = point[1:33], point[33:]
+        return sha256(
+            b"\xa4\x01\x02\x20\x01\x21\x58\x20" + x + b"\x22\x58\x20" + y
+        ).digest()  # {1: 2, -1: 1, -2: x, -3: y}
+
+    @property
+    def kid(self) -> bytes:
+        """First 8 bytes of the thumbprint."""
+        return self.thumbprint()[:KID_SIZE]
 
     def verify(self, signature: bytes, data: bytes) -> None:
         """Check a 64-byte signature.
@@ -120,11 +132,17 @@ class PrivateKey:
 
     @classmethod
     def from_entropy(cls, entropy: bytes, algorithm: int = EDDSA) -> "PrivateKey":
-        """Make a key from 48 random bytes (P-256 reduces them; Ed25519 takes the first 32)."""
+        """Make a key from 48 random bytes: Ed25519 takes the first 32, P-256 reduces all (FIPS 186-5 §A.2.1).
+
+        Raises:
+            ValueError: Another number of bytes, or another algorithm.
+        """
+        if len(entropy) != ENTROPY_SIZE or algorithm not in _ALGORITHM_BYTE:
+            raise ValueError(f"a key needs {ENTROPY_SIZE} random bytes and EDDSA or ES256")
         if algorithm == EDDSA:
             return cls(ed25519.Ed25519PrivateKey.from_private_bytes(entropy[:32]))
         order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # SEC 2 §2.4.2
-        return cls(ec.derive_private_key(int.from_bytes(entropy[:48], "big") % (order - 1) + 1, ec.SECP256R1()))
+        return cls(ec.derive_private_key(int.from_bytes(entropy, "big") % (order - 1) + 1, ec.SECP256R1()))
 
     @classmethod
     def from_pem(cls, pem: bytes) -> "PrivateKey":
@@ -135,7 +153,7 @@ class PrivateKey:
         """
         try:
             key = load_pem_private_key(pem, None)
-        except TypeError as error:
+        except (TypeError, UnsupportedAlgorithm) as error:
             raise ValueError(str(error)) from None
         if isinstance(key, ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey):
             return cls(key)
@@ -154,11 +172,15 @@ class PrivateKey:
 
 
 def _protected(algorithm: int, kid: bytes) -> bytes:
-    return cbor2.dumps({1: algorithm, 4: kid}, canonical=True)
+    """The protected header {1: algorithm, 4: kid}, 13 bytes."""
+    if algorithm not in _ALGORITHM_BYTE or len(kid) != KID_SIZE:
+        raise EvidenceError(f"COSE_Sign1: algorithm {algorithm} or a kid of {len(kid)} bytes is not used here")
+    return b"\xa2\x01" + _ALGORITHM_BYTE[algorithm] + b"\x04\x48" + kid
 
 
 def _to_be_signed(protected: bytes, payload: bytes) -> bytes:
-    return cbor2.dumps(["Signature1", protected, b"", payload])
+    """Sig_structure of RFC 9052 §4.4 with empty external data."""
+    return cbor.encode(("Signature1", protected, b"", payload))
 
 
 def sign(signer: Signer, payload: bytes) -> bytes:
@@ -167,32 +189,32 @@ def sign(signer: Signer, payload: bytes) -> bytes:
 
 
 def message(algorithm: int, kid: bytes, payload: bytes, signature: bytes) -> bytes:
-    """The tagged COSE_Sign1 message."""
-    return cbor2.dumps(cbor2.CBORTag(SIGN1_TAG, [_protected(algorithm, kid), {}, payload, signature]))
+    """Put the tagged COSE_Sign1 message together.
+
+    Raises:
+        EvidenceError: Another algorithm, or a kid or signature of another length.
+    """
+    if len(signature) != SIGNATURE_SIZE:
+        raise EvidenceError(f"a signature has {SIGNATURE_SIZE} bytes, not {len(signature)}")
+    return _OPENING + _protected(algorithm, kid) + b"\xa0" + cbor.encode(payload) + b"\x58\x40" + signature
 
 
 def peek(data: bytes) -> tuple[bytes, bytes]:
     """(kid, payload) of a COSE_Sign1 message, **not verified**: to find the key.
+
+    Everything but kid, payload and signature is fixed bytes, so no general CBOR decoder sees the message.
 
     Raises:
         EvidenceError: Not such a message in its one permitted encoding.
     """
     if len(data) > MESSAGE_MAX:
         raise EvidenceError(f"COSE message of {len(data)} bytes; at most {MESSAGE_MAX} are allowed")
-    item = cbor.decode(data)
-    match item:
-        case cbor2.CBORTag(
-            tag=18, value=[bytes() as protected, dict() as unprotected, bytes() as payload, bytes() as signature]
-        ):
-            headers = cbor.decode(protected)
-            if unprotected or len(signature) != SIGNATURE_SIZE:
-                raise EvidenceError("COSE_Sign1: unprotected header or signature of the wrong length")
-        case _:
-            raise EvidenceError("not a tagged COSE_Sign1 message")
-    match headers:
-        case {1: int(), 4: bytes() as kid, **rest} if not rest:
-            return kid, payload
-    raise EvidenceError("COSE_Sign1: protected header must be {1: alg, 4: kid}")
+    kid = data[_KID_AT : _KID_AT + KID_SIZE]
+    algorithm = next((a for a, byte in _ALGORITHM_BYTE.items() if data[_ALGORITHM_AT:].startswith(byte)), 0)
+    payload = cbor.decode(data[_PAYLOAD_AT : -SIGNATURE_SIZE - 2])
+    if not isinstance(payload, bytes) or message(algorithm, kid, payload, data[-SIGNATURE_SIZE:]) != data:
+        raise EvidenceError("not a tagged COSE_Sign1 message with {1: alg, 4: kid} protected and nothing unprotected")
+    return kid, payload
 
 
 def verify(data: bytes, key: PublicKey) -> bytes:
@@ -203,10 +225,7 @@ def verify(data: bytes, key: PublicKey) -> bytes:
     """
     kid, payload = peek(data)
     protected = _protected(key.algorithm, key.kid)
-    signature = data[-SIGNATURE_SIZE:]
-    if kid != key.kid:
-        raise EvidenceError(f"signed by key {kid.hex()}, not by {key.kid.hex()}")
-    if message(key.algorithm, kid, payload, signature) != data:
-        raise EvidenceError("COSE_Sign1: algorithm does not fit the key")
-    key.verify(signature, _to_be_signed(protected, payload))
+    if not data[len(_OPENING) :].startswith(protected):
+        raise EvidenceError(f"signed by key {kid.hex()} or with its other algorithm, not by {key.kid.hex()}")
+    key.verify(data[-SIGNATURE_SIZE:], _to_be_signed(protected, payload))
     return payload

@@ -7,12 +7,14 @@ All times are milliseconds: ``*time_ms`` since the Unix epoch by the wall clock,
 Entries of a type or version this code does not know travel and are stored as ``Unknown``: their raw bytes.
 """
 
+import re
 from collections.abc import Callable
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 from energybid.core import cbor
 from energybid.core.errors import EvidenceError
-from energybid.core.quantities import MANTISSA_MAX, MANTISSA_MIN, UNITS, ClockState
+from energybid.core.quantities import MANTISSA_MAX, MANTISSA_MIN, OBIS_SIZE, UNITS, ClockState, Status
 from energybid.core.salt import SALT_SIZE
 from energybid.core.tree import HASH_SIZE
 
@@ -24,9 +26,14 @@ TEXT_MAX = 255
 VALUES_MAX = 1024
 """Most quantities in a poll group."""
 UINT_MAX = 2**63 - 1
+STATUS_MAX = 255
+GROUPS_MAX = 255
 ID_SIZE = 16
 """Size of an epoch's and a boot's id, bytes."""
-OBIS_SIZE = 6
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ORIGIN = re.compile(r"[A-Za-z0-9._-]{1,64}/[A-Za-z0-9._-]{1,64}")
 
 
 class Epoch(NamedTuple):
@@ -136,25 +143,44 @@ TYPE_OF: dict[type[Known], int] = {kind: number for number, kind in enumerate(_T
 """Type number on the wire of each known entry type."""
 
 
-def canonical(entry: Known, salt: bytes) -> bytes:
-    """The bytes that are hashed into the tree."""
-    return cbor.encode((VERSION, TYPE_OF[type(entry)], salt, *entry))
+def canonical(entry: Known, salt: bytes, encode: Callable[[object], bytes] = cbor.encode) -> bytes:
+    """The bytes that are hashed into the tree; ``encode`` may be a faster one (``cbor.encoder``)."""
+    return encode((VERSION, TYPE_OF[type(entry)], salt, *entry))
 
 
-def _uint(x: Any) -> bool:  # noqa: ANN401
-    return type(x) is int and 0 <= x <= UINT_MAX
+def _integer(x: Any) -> bool:  # noqa: ANN401
+    """An integer that is no bool (which CBOR writes as another type)."""
+    return type(x) is int or isinstance(x, IntEnum)
 
 
-def _int(x: Any) -> bool:  # noqa: ANN401
-    return type(x) is int and MANTISSA_MIN <= x <= MANTISSA_MAX
+def is_uint(x: Any) -> bool:  # noqa: ANN401
+    """Whether ``x`` is an integer from 0 to UINT_MAX."""
+    return (type(x) is int or isinstance(x, IntEnum)) and 0 <= x <= UINT_MAX
+
+
+def is_int(x: Any) -> bool:  # noqa: ANN401
+    """Whether ``x`` is an integer of 64 bits with sign."""
+    return _integer(x) and MANTISSA_MIN <= x <= MANTISSA_MAX
+
+
+def is_bytes(x: Any, size: int) -> bool:  # noqa: ANN401
+    """Whether ``x`` is a byte string of that size."""
+    return isinstance(x, bytes) and len(x) == size
+
+
+def is_clock(x: Any) -> bool:  # noqa: ANN401
+    """Whether ``x`` is a ClockState."""
+    return _integer(x) and 0 <= x <= ClockState.SYNCHRONISED
+
+
+def is_origin(x: Any) -> bool:  # noqa: ANN401
+    """Whether ``x`` is ``tenant/gateway``, both of 1 to 64 letters, digits, dots, underscores and hyphens."""
+    return isinstance(x, str) and _ORIGIN.fullmatch(x) is not None
 
 
 def _text(x: Any) -> bool:  # noqa: ANN401
-    return isinstance(x, str) and len(x.encode()) <= TEXT_MAX
-
-
-def _clock(x: Any) -> bool:  # noqa: ANN401
-    return type(x) is int and 0 <= x <= ClockState.SYNCHRONISED
+    """Text that UTF-8 can carry: no lone surrogates."""
+    return isinstance(x, str) and not _SURROGATE.search(x) and len(x.encode()) <= TEXT_MAX
 
 
 def _bytes(size: int) -> Callable[[Any], bool]:
@@ -165,9 +191,9 @@ def _quantity(x: Any) -> bool:  # noqa: ANN401
     return (
         isinstance(x, tuple)
         and len(x) == 4  # noqa: PLR2004  OBIS, unit, exponent, cumulative
-        and _bytes(OBIS_SIZE)(x[0])
+        and is_bytes(x[0], OBIS_SIZE)
         and x[1] in UNITS
-        and type(x[2]) is int
+        and _integer(x[2])
         and -18 <= x[2] <= 18  # noqa: PLR2004
         and isinstance(x[3], bool)
     )
@@ -176,11 +202,11 @@ def _quantity(x: Any) -> bool:  # noqa: ANN401
 def _groups(x: Any) -> bool:  # noqa: ANN401
     return (
         isinstance(x, tuple)
-        and 0 < len(x) <= TEXT_MAX
+        and 0 < len(x) <= GROUPS_MAX
         and all(
             isinstance(g, tuple)
             and len(g) == 2  # noqa: PLR2004  interval, quantities
-            and _uint(g[0])
+            and is_uint(g[0])
             and isinstance(g[1], tuple)
             and 0 < len(g[1]) <= VALUES_MAX
             and all(map(_quantity, g[1]))
@@ -193,9 +219,9 @@ def _previous(x: Any) -> bool:  # noqa: ANN401
     return x is None or (
         isinstance(x, tuple)
         and len(x) == 3  # noqa: PLR2004  epoch, size, root
-        and _bytes(ID_SIZE)(x[0])
-        and _uint(x[1])
-        and _bytes(HASH_SIZE)(x[2])
+        and is_bytes(x[0], ID_SIZE)
+        and is_uint(x[1])
+        and is_bytes(x[2], HASH_SIZE)
     )
 
 
@@ -203,21 +229,29 @@ def _optional(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda x: x is None or check(x)
 
 
+_INT = frozenset({int})
+
+
 def _values(x: Any) -> bool:  # noqa: ANN401
-    return isinstance(x, tuple) and 0 < len(x) <= VALUES_MAX and all(v is None or _int(v) for v in x)
+    if not isinstance(x, tuple) or not 0 < len(x) <= VALUES_MAX:
+        return False
+    numbers = [v for v in x if v is not None] if None in x else x
+    return _INT.issuperset(map(type, numbers)) and (
+        not numbers or (min(numbers) >= MANTISSA_MIN and max(numbers) <= MANTISSA_MAX)
+    )
 
 
 def _status(x: Any) -> bool:  # noqa: ANN401
-    return x is None or (isinstance(x, tuple) and all(type(s) is int and 0 <= s <= TEXT_MAX for s in x) and any(x))
+    return x is None or (isinstance(x, tuple) and all(_integer(s) and 0 <= s <= STATUS_MAX for s in x) and any(x))
 
 
 _SHAPES: tuple[tuple[Callable[[Any], bool], ...], ...] = (
-    (_text, _int, _previous),
-    (_bytes(ID_SIZE), _int, _uint, _clock, _text, _bytes(HASH_SIZE)),
+    (is_origin, is_int, _previous),
+    (_bytes(ID_SIZE), is_int, is_uint, is_clock, _text, _bytes(HASH_SIZE)),
     (_text, _text, _bytes(HASH_SIZE), _optional(_text), _groups),
-    (_uint, _uint, _int, _uint, _clock, _uint, _uint, _values, _status),
-    (_uint, _uint, _int, _int, _clock),
-    (_optional(_uint), _int, _int, _uint, _uint),
+    (is_uint, is_uint, is_int, is_uint, is_clock, is_uint, is_uint, _values, _status),
+    (is_uint, is_uint, is_int, is_int, is_clock),
+    (_optional(is_uint), is_int, is_int, is_uint, is_uint),
 )
 
 
@@ -227,15 +261,21 @@ def check(entry: Known) -> None:
     Raises:
         EvidenceError: A field has another type or is out of its bounds.
     """
-    shape = _SHAPES[TYPE_OF[type(entry)]]
-    for name, value, fits in zip(entry._fields, entry, shape, strict=True):
+    for position, (fits, value) in enumerate(zip(_SHAPES[TYPE_OF[type(entry)]], entry, strict=True)):
         if not fits(value):
-            raise EvidenceError(f"{type(entry).__name__.lower()} entry: {name} is out of its bounds")
-    if isinstance(entry, Reading):
-        without = tuple(v is None for v in entry.values)
-        marks = entry.status or (0,) * len(without)
-        if len(marks) != len(without) or any(w != (0 < m < 16) for w, m in zip(without, marks, strict=True)):  # noqa: PLR2004
-            raise EvidenceError("reading entry: status and values disagree")
+            name = f"{type(entry).__name__.lower()} entry: {entry._fields[position]}"
+            raise EvidenceError(f"{name} has another type or is out of its bounds")
+    if isinstance(entry, Reading) and not _agree(entry.values, entry.status):
+        raise EvidenceError("reading entry: status and values disagree")
+
+
+def _agree(values: tuple[int | None, ...], status: tuple[int, ...] | None) -> bool:
+    """Whether there is a status for each value, and no number just where the status says so."""
+    if status is None:
+        return None not in values
+    return len(values) == len(status) and all(
+        (value is None) == (0 < mark < Status.SUSPECT) for value, mark in zip(values, status, strict=True)
+    )
 
 
 def _tuples(item: Any) -> Any:  # noqa: ANN401
@@ -251,12 +291,12 @@ def parse(raw: bytes) -> tuple[bytes | None, Entry]:
     if len(raw) > ENTRY_MAX:
         raise EvidenceError(f"entry of {len(raw)} bytes; at most {ENTRY_MAX} are allowed")
     item = cbor.decode(raw)
-    if not isinstance(item, list) or len(item) < 2 or not all(map(_uint, item[:2])):  # noqa: PLR2004
+    if not isinstance(item, list) or len(item) < 2 or not all(map(is_uint, item[:2])):  # noqa: PLR2004
         raise EvidenceError("an entry is an array that begins with version and type")
     if item[0] != VERSION or item[1] >= len(_TYPES):
         return None, Unknown(raw)
     kind = _TYPES[item[1]]
-    if len(item) != 3 + len(kind._fields) or not _bytes(SALT_SIZE)(item[2]):
+    if len(item) != 3 + len(kind._fields) or not is_bytes(item[2], SALT_SIZE):
         raise EvidenceError(f"{kind.__name__.lower()} entry has the wrong number of fields or no salt")
     entry = kind(*map(_tuples, item[3:]))
     check(entry)

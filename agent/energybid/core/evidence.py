@@ -7,14 +7,12 @@ Payloads are deterministic CBOR arrays that begin with their own name, so that n
 from typing import Any, NamedTuple
 
 from energybid.core import cbor, cose
-from energybid.core.entries import ID_SIZE, TEXT_MAX
+from energybid.core.entries import ID_SIZE, is_bytes, is_clock, is_int, is_origin, is_uint
 from energybid.core.errors import EvidenceError
-from energybid.core.quantities import ClockState
-from energybid.core.tree import HASH_SIZE
+from energybid.core.tree import EMPTY_ROOT, HASH_SIZE
 
 CHECKPOINT = "energybid checkpoint 1"
 RECEIPT = "energybid receipt 1"
-UINT64_MAX = 2**64 - 1
 
 
 class Checkpoint(NamedTuple):
@@ -30,7 +28,7 @@ class Checkpoint(NamedTuple):
     time_ms: int
     clock: int
     counter: int
-    """Grows by at least one from checkpoint to checkpoint, over all epochs."""
+    """Above 0; grows by at least one from checkpoint to checkpoint, over all epochs."""
 
     def payload(self) -> bytes:
         """The bytes that are signed."""
@@ -52,30 +50,18 @@ class Receipt(NamedTuple):
         return cbor.encode((RECEIPT, *self))
 
 
-def _uint(x: Any) -> bool:  # noqa: ANN401
-    return type(x) is int and 0 <= x <= UINT64_MAX
-
-
-def _time(x: Any) -> bool:  # noqa: ANN401
-    return type(x) is int and -(2**63) <= x < 2**63
-
-
-def _hash(x: Any) -> bool:  # noqa: ANN401
-    return isinstance(x, bytes) and len(x) == HASH_SIZE
-
-
 def _fields(payload: bytes, name: str, count: int) -> list[Any]:
     item = cbor.decode(payload)
     if not isinstance(item, list) or len(item) != 1 + count or item[0] != name:
         raise EvidenceError(f"payload is not an {name!r}")
     origin, epoch, size, root = item[1:5]
-    if (
-        not (isinstance(origin, str) and len(origin.encode()) <= TEXT_MAX)
-        or not (isinstance(epoch, bytes) and len(epoch) == ID_SIZE)
-        or not (_uint(size) and _hash(root))
-    ):
+    if not (is_origin(origin) and is_bytes(epoch, ID_SIZE) and _is_head(size, root)):
         raise EvidenceError(f"{name!r}: origin, epoch, size or root is out of its bounds")
     return item[1:]
+
+
+def _is_head(size: Any, root: Any) -> bool:  # noqa: ANN401
+    return is_uint(size) and is_bytes(root, HASH_SIZE) and (size > 0 or root == EMPTY_ROOT)
 
 
 def parse_checkpoint(payload: bytes) -> Checkpoint:
@@ -85,13 +71,17 @@ def parse_checkpoint(payload: bytes) -> Checkpoint:
         EvidenceError: Another shape, or a field out of its bounds.
     """
     checkpoint = Checkpoint(*_fields(payload, CHECKPOINT, len(Checkpoint._fields)))
-    if (
-        not (_uint(checkpoint.previous_size) and _hash(checkpoint.previous_root) and _time(checkpoint.time_ms))
-        or checkpoint.previous_size > checkpoint.size
-        or not (_uint(checkpoint.clock) and checkpoint.clock <= ClockState.SYNCHRONISED)
-        or not _uint(checkpoint.counter)
+    if not (
+        _is_head(checkpoint.previous_size, checkpoint.previous_root)
+        and is_int(checkpoint.time_ms)
+        and is_clock(checkpoint.clock)
+        and is_uint(checkpoint.counter)
+        and checkpoint.counter > 0
     ):
         raise EvidenceError("checkpoint: a field is out of its bounds")
+    before, after = checkpoint[4:6], checkpoint[2:4]
+    if before[0] > after[0] or (before[0] == after[0] and before != after):
+        raise EvidenceError("checkpoint: what came before is larger, or of the same size with another root")
     return checkpoint
 
 
@@ -102,7 +92,7 @@ def parse_receipt(payload: bytes) -> Receipt:
         EvidenceError: Another shape, or a field out of its bounds.
     """
     receipt = Receipt(*_fields(payload, RECEIPT, len(Receipt._fields)))
-    if not _time(receipt.time_ms):
+    if not is_int(receipt.time_ms):
         raise EvidenceError("receipt: the time is out of its bounds")
     return receipt
 

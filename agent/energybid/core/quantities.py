@@ -7,7 +7,9 @@ import re
 from dataclasses import dataclass
 from enum import IntEnum
 
-_OBIS = re.compile(r"(\d{1,3})-(\d{1,3}):(\d{1,3})\.(\d{1,3})\.(\d{1,3})(?:\*(\d{1,3}))?")
+_OBIS = re.compile(r"(\d{1,3})-(\d{1,3}):(\d{1,3})\.(\d{1,3})\.(\d{1,3})(?:\*(\d{1,3}))?", re.ASCII)
+
+OBIS_SIZE = 6
 
 UNITS = frozenset({"Wh", "varh", "VAh", "W", "var", "VA", "V", "A", "Hz", "1", "deg", "Cel", "s", "m3"})
 """Units a quantity may have (IEC 62056-6-2 table 4 names; "1" is a bare number such as a power factor)."""
@@ -21,6 +23,11 @@ class Obis:
 
     code: bytes
     """Six bytes A, B, C, D, E, F; F is 255 where it is not used."""
+
+    def __post_init__(self) -> None:
+        """Refuse another length."""
+        if len(self.code) != OBIS_SIZE:
+            raise ValueError(f"an OBIS code has {OBIS_SIZE} bytes, not {len(self.code)}")
 
     @classmethod
     def parse(cls, text: str) -> "Obis":

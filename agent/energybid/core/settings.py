@@ -4,6 +4,7 @@ Imported only where a file is checked (commands, profiles), never in the running
 """
 
 import re
+import reprlib
 import tomllib
 from typing import Annotated, Any, TypeVar
 
@@ -20,9 +21,9 @@ class Settings(BaseModel):
 
 S = TypeVar("S", bound=BaseModel)
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)")
+_DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)\s*(ms|s|min|h|d)", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86400}
-_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)")
+_SIZE = re.compile(r"(\d{1,12})\s*(B|KiB|MiB|GiB)", re.ASCII)
 _BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -61,7 +62,7 @@ def parse_toml(source: str, data: bytes, model: type[S]) -> S:
         content = tomllib.loads(data.decode())
     except UnicodeDecodeError as error:
         raise ConfigurationError([f"{source}: not UTF-8 at byte {error.start}"]) from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError is also what an integer of 5,000 digits raises
         raise ConfigurationError([f"{source}: not TOML: {error}"]) from None
     return check(source, content, model)
 
@@ -90,5 +91,5 @@ def _fault(source: str, loc: tuple[int | str, ...], message: str, kind: str, giv
     elif kind == "missing":
         message = "is missing"
     elif not isinstance(given, dict | list):
-        message += f" (found {given!r})"
+        message += f" (found {reprlib.repr(given)})"
     return f"{source}: {key or 'file'}: {message}"

@@ -1,0 +1,89 @@
+"""``energybid config``: check gateway.toml, list profiles."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from energybid.agent.config import load_plan
+from energybid.agent.plan import AgentPlan
+from energybid.core import exit_codes
+from energybid.drivers.profile import list_profiles, load_profile
+
+HELP = "check a configuration, list the meter profiles"
+EXAMPLES = """\
+examples:
+  energybid config check -c gateway.toml         every fault: file, key, what is allowed; exit 2
+  energybid config check -c gateway.toml --json  the meters as they will be polled
+  energybid config profiles                      names to write behind `profile =`
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``config``."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    check = actions.add_parser("check", help="check gateway.toml and all it names")
+    check.add_argument("-c", "--config", type=Path, default=Path("/etc/energybid/gateway.toml"), help="gateway.toml")
+    check.add_argument("--json", action="store_true", help="print one JSON object")
+    profiles = actions.add_parser("profiles", help="list the meter profiles that come with this program")
+    profiles.add_argument("--json", action="store_true", help="print a JSON array")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check or list."""
+    if arguments.action == "profiles":
+        return _profiles(as_json=arguments.json)
+    plan = load_plan(arguments.config)
+    if arguments.json:
+        sys.stdout.write(json.dumps(describe(plan)) + "\n")
+    else:
+        for bus in plan.buses:
+            for meter in bus.meters:
+                count = sum(len(group.quantities) for group in meter.groups)
+                sys.stdout.write(
+                    f"{bus.name}  unit {meter.unit:3}  {meter.name}  {meter.profile}  {count} quantities\n"
+                )
+        sys.stdout.write(f"{arguments.config}: no fault\n")
+    return exit_codes.OK
+
+
+def describe(plan: AgentPlan) -> dict[str, object]:
+    """What will be polled, without keys and passwords."""
+    return {
+        "gateway": plan.origin,
+        "journal": plan.journal.path,
+        "broker": f"{plan.uplink.settings.host}:{plan.uplink.settings.port}" if plan.uplink else None,
+        "buses": [
+            {
+                "name": bus.name,
+                "kind": bus.kind,
+                "meters": [
+                    {
+                        "name": meter.name,
+                        "unit": meter.unit,
+                        "profile": meter.profile,
+                        "groups": [
+                            {
+                                "interval_s": group.interval_s,
+                                "quantities": [f"{q.obis} {q.unit} 1e{q.exponent}" for q in group.quantities],
+                            }
+                            for group in meter.groups
+                        ],
+                    }
+                    for meter in bus.meters
+                ],
+            }
+            for bus in plan.buses
+        ],
+    }
+
+
+def _profiles(*, as_json: bool) -> int:
+    rows = [(name, load_profile(name).profile) for name in list_profiles()]
+    if as_json:
+        facts = [{"name": name, "manufacturer": p.manufacturer, "model": p.model} for name, p in rows]
+        sys.stdout.write(json.dumps(facts) + "\n")
+    else:
+        for name, profile in rows:
+            sys.stdout.write(f"{name:28} {profile.manufacturer} {profile.model}\n")
+    return exit_codes.OK

@@ -1,0 +1,64 @@
+"""``energybid status``: what the running agent says of itself."""
+
+import argparse
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from energybid.agent.config import load_plan
+from energybid.core import exit_codes
+from energybid.core.errors import EnergybidError
+
+HELP = "show what the running agent does: meters, log, uplink"
+EXAMPLES = """\
+examples:
+  energybid status -c gateway.toml
+  energybid status -f /run/energybid/status.json --json | jq .log
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``status``."""
+    parser.add_argument("-c", "--config", type=Path, default=Path("/etc/energybid/gateway.toml"), help="gateway.toml")
+    parser.add_argument("-f", "--file", type=Path, help="the status file itself, without a configuration")
+    parser.add_argument("--json", action="store_true", help="print the status as it is")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the status."""
+    path = arguments.file or _path(arguments.config)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise EnergybidError(f"{path}: {error.strerror}: is the agent running?") from None
+    sys.stdout.write(text + "\n" if arguments.json else render(json.loads(text)))
+    return exit_codes.OK
+
+
+def _path(config: Path) -> Path:
+    path = load_plan(config).status.path
+    if path is None:
+        raise EnergybidError(f"{config} names no status file: add [status] path = ...")
+    return Path(path)
+
+
+def _time(time_ms: int | None) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if time_ms else "never"
+
+
+def render(status: dict[str, Any]) -> str:
+    """The status for a person's eyes."""
+    log, uplink, receipt = status["log"], status["uplink"], status["receipt"]
+    link = "connected" if uplink["connected"] else uplink["error"] or "not connected"
+    lines = [
+        f"{status['gateway']}  {_time(status['time_ms'])}  clock {status['clock']}  version {status['version']}",
+        f"log      {log['size']} entries, {log['committed']} committed, {log['acknowledged']} acknowledged",
+        f"uplink   {link if uplink['configured'] else 'not configured'}",
+        f"receipt  {receipt['size']} entries at {_time(receipt['time_ms'])}" if receipt else "receipt  none yet",
+    ]
+    for m in status["meters"]:
+        place = f"  {m['name']:20} {m['bus']:12} unit {m['unit']:3}"
+        lines.append(f"{place}  {m['state']:8} {_time(m['time_ms'])}  {m['error']}".rstrip())
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,311 @@
+"""gateway.toml: the model of the file, and the plan made of it.
+
+Imported by commands only, never by the running agent. Everything is checked here, profiles and keys included, and every
+fault is reported at once.
+"""
+
+import importlib.metadata
+import re
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field, model_validator
+
+from energybid.agent.plan import AgentPlan, JournalPlan, StatusPlan, UplinkPlan
+from energybid.core.cose import PrivateKey, PublicKey
+from energybid.core.errors import ConfigurationError
+from energybid.core.ports import BusPlan, Endpoint, MeterPlan, SerialEndpoint, TcpEndpoint, Will
+from energybid.core.settings import Duration, Settings, parse_toml
+from energybid.drivers.profile import LoadedProfile, compile_profile, load_profile
+from energybid.sync.settings import UplinkModel
+from energybid.sync.topics import topics_for
+
+T = TypeVar("T")
+
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$", description="letters, digits, . _ -; at most 64")]
+
+
+class GatewayModel(Settings):
+    """``[gateway]``: who this gateway is."""
+
+    tenant: Name
+    """The utility's name for the customer or area."""
+    id: Name
+    """The gateway's name, unique in the tenant."""
+
+
+class KeysModel(Settings):
+    """``[keys]``: PEM files, made by ``energybid keys new``; relative to the configuration file."""
+
+    log: str
+    """The gateway's private log key."""
+    headend: str | None = None
+    """The head-end's public key; needed with ``[uplink]``."""
+
+
+class JournalModel(Settings):
+    """``[journal]``: the log on disk."""
+
+    path: str
+    """The SQLite file; relative to the configuration file."""
+    commit_interval: Duration = Field(5.0, ge=0, le=3600)
+    """Readings are committed so often; a power cut costs at most what was read since. "0 s" commits every cycle."""
+    keep: Duration = Field(7 * 86400.0, ge=0)
+    """Acknowledged history that stays on the gateway at least."""
+
+
+class AgentUplinkModel(UplinkModel):
+    """``[uplink]``: the broker."""
+
+    batch_interval: Duration = Field(10.0, ge=0, le=86400)
+    """A batch is sent so often, earlier when much is waiting."""
+    window: int = Field(8, ge=1, le=64)
+    """Most batches under way without a receipt."""
+    receipt_timeout: Duration = Field(60.0, ge=1, le=3600)
+    """Without a receipt for so long, batches are sent again."""
+
+
+class StatusModel(Settings):
+    """``[status]``: the status file."""
+
+    path: str | None = None
+    """A JSON file on a RAM disk, such as /run/energybid/status.json; relative to the configuration file."""
+    interval: Duration = Field(5.0, ge=0.1, le=3600)
+
+
+class LogsModel(Settings):
+    """``[logs]``: what goes to standard error."""
+
+    format: Literal["human", "json"] = "human"
+
+
+class MeterModel(Settings):
+    """``[[bus.meter]]``: one meter."""
+
+    name: Name
+    """Unique on the gateway."""
+    profile: str
+    """A profile's name (``energybid config profiles``) or the path of a TOML file."""
+    unit: int = Field(ge=0, le=255)
+    """Its Modbus address: 1 to 247 on a serial line."""
+    interval: Duration = Field(60.0, ge=0, le=86400)
+    """Polls are aligned to multiples of it in UTC; "0 s" polls as fast as the bus goes."""
+    timeout: Duration | None = Field(None, ge=0.01, le=60)
+    """How long to wait for a reply; the profile's where it is not given."""
+    retries: int = Field(2, ge=0, le=10)
+    """Further tries after a lost or garbled reply."""
+    quantities: list[str] | None = None
+    """Names of the profile's quantities to read; all where it is not given."""
+
+
+class _BusModel(Settings):
+    name: Name
+    meter: list[MeterModel] = Field(min_length=1, max_length=255)
+    lateness: Duration = Field(1.0, ge=0, le=60)
+    """A reply that misses its time-out comes at most this much later."""
+
+
+class TcpBusModel(_BusModel):
+    """``[[bus]]`` with ``kind = "modbus-tcp"``."""
+
+    kind: Literal["modbus-tcp"]
+    host: str = Field(min_length=1, max_length=255)
+    port: int = Field(502, ge=1, le=65535)
+    in_flight: int = Field(1, ge=1, le=64)
+    """Most requests under way at once; more than 1 only where the device is known to allow it."""
+
+    def endpoint(self) -> Endpoint:
+        """Where the bus is."""
+        return TcpEndpoint(host=self.host, port=self.port)
+
+
+class RtuBusModel(_BusModel):
+    """``[[bus]]`` with ``kind = "modbus-rtu"``."""
+
+    kind: Literal["modbus-rtu"]
+    device: str = Field(min_length=1, max_length=4096)
+    """The serial port, best by its name under /dev/serial/by-id/."""
+    baudrate: int = Field(9600, ge=300, le=1_000_000)
+    parity: Literal["N", "E", "O"] = "N"
+    stop_bits: Literal[1, 2] = 1
+    in_flight: Literal[1] = 1
+
+    @model_validator(mode="after")
+    def _serial_units(self) -> "RtuBusModel":
+        for number, meter in enumerate(self.meter):
+            if not 1 <= meter.unit <= 247:  # noqa: PLR2004  Modbus over Serial Line V1.02 §2.2
+                raise ValueError(f"meter[{number}].unit: units on a serial line are 1 to 247 (found {meter.unit})")
+        return self
+
+    def endpoint(self) -> Endpoint:
+        """Where the bus is."""
+        return SerialEndpoint(device=self.device, baudrate=self.baudrate, parity=self.parity, stop_bits=self.stop_bits)
+
+
+BusModel = Annotated[TcpBusModel | RtuBusModel, Field(discriminator="kind")]
+
+
+class GatewayFile(Settings):
+    """All of gateway.toml."""
+
+    gateway: GatewayModel
+    keys: KeysModel
+    journal: JournalModel
+    uplink: AgentUplinkModel | None = None
+    status: StatusModel = StatusModel()
+    logs: LogsModel = LogsModel()
+    bus: list[BusModel] = Field(min_length=1, max_length=64)
+
+    @model_validator(mode="after")
+    def _unique(self) -> "GatewayFile":
+        faults: list[str] = []
+        for what, names in (
+            ("bus names", [bus.name for bus in self.bus]),
+            ("meter names", [meter.name for bus in self.bus for meter in bus.meter]),
+            *((f"units on bus {bus.name}", [str(meter.unit) for meter in bus.meter]) for bus in self.bus),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                faults.append(f"{what} must be unique: {', '.join(twice)} stands more than once")
+        if self.uplink and not self.keys.headend:
+            faults.append("keys.headend is missing: the head-end's public key is needed with [uplink]")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+class _Faults:
+    """Collects faults instead of stopping at the first."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.lines: list[str] = []
+
+    def attempt(self, key: str, make: Callable[[], T]) -> T | None:
+        """``make()``, or None and a line that names the key."""
+        try:
+            return make()
+        except ConfigurationError as error:
+            self.lines += [f"{self.source}: {key}: {line}" for line in error.faults]
+        except OSError as error:
+            self.lines.append(f"{self.source}: {key}: {error.filename}: {error.strerror}")
+        except ValueError as error:
+            self.lines.append(f"{self.source}: {key}: {error}")
+        return None
+
+
+def load_plan(path: Path) -> AgentPlan:
+    """Read gateway.toml and everything it names.
+
+    Raises:
+        ConfigurationError: Every fault in it.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError([f"{path}: {error.strerror}: write one as the README shows"]) from None
+    file = parse_toml(str(path), data, GatewayFile)
+    return _Planner(path, data, file).plan()
+
+
+class _Planner:
+    def __init__(self, path: Path, data: bytes, file: GatewayFile) -> None:
+        self._base = path.parent
+        self._file = file
+        self._faults = _Faults(str(path))
+        self._digest = sha256(data)
+
+    def plan(self) -> AgentPlan:
+        file = self._file
+        buses = tuple(self._bus(number, bus) for number, bus in enumerate(file.bus))
+        log_key = self._faults.attempt("keys.log", lambda: self._pem(file.keys.log, PrivateKey.from_pem))
+        headend = file.keys.headend
+        headend_key = headend and self._faults.attempt("keys.headend", lambda: self._pem(headend, PublicKey.from_pem))
+        uplink = self._faults.attempt("uplink", self._uplink)
+        drivers = {e.name: e.value for e in importlib.metadata.entry_points(group="energybid.drivers")}
+        if self._faults.lines:
+            raise ConfigurationError(self._faults.lines)
+        return AgentPlan(
+            version=importlib.metadata.version("energybid-edge"),
+            tenant=file.gateway.tenant,
+            gateway=file.gateway.id,
+            log_key=log_key or b"",
+            headend_key=headend_key or b"",
+            configuration_hash=self._digest.digest(),
+            journal=JournalPlan(
+                path=str(self._base / file.journal.path),
+                commit_interval_s=file.journal.commit_interval,
+                keep_s=file.journal.keep,
+            ),
+            uplink=uplink,
+            status=StatusPlan(
+                path=str(self._base / file.status.path) if file.status.path else None, interval_s=file.status.interval
+            ),
+            buses=buses,
+            drivers={bus.kind: drivers[bus.kind] for bus in buses},
+            json_logs=file.logs.format == "json",
+        )
+
+    def _pem(self, name: str, check: Callable[[bytes], object]) -> bytes:
+        pem = (self._base / name).read_bytes()
+        try:
+            check(pem)
+        except ValueError as error:
+            raise ValueError(f"{self._base / name}: {error}") from None
+        return pem
+
+    def _uplink(self) -> UplinkPlan | None:
+        model = self._file.uplink
+        if model is None:
+            return None
+        gateway = self._file.gateway
+        will = Will(topics_for(gateway.tenant, gateway.id).status, b'{"state": "offline"}')
+        return UplinkPlan(
+            settings=model.settings(f"energybid-{gateway.tenant}-{gateway.id}", will, base=self._base),
+            batch_interval_s=model.batch_interval,
+            window=model.window,
+            receipt_timeout_s=model.receipt_timeout,
+        )
+
+    def _bus(self, number: int, bus: TcpBusModel | RtuBusModel) -> BusPlan:
+        meters = [self._meter(f"bus[{number}].meter[{m}]", meter) for m, meter in enumerate(bus.meter)]
+        return BusPlan(
+            name=bus.name,
+            kind=bus.kind,
+            endpoint=bus.endpoint(),
+            meters=tuple(meter for meter in meters if meter),
+            in_flight=bus.in_flight,
+            lateness_s=bus.lateness,
+        )
+
+    def _meter(self, key: str, meter: MeterModel) -> MeterPlan | None:
+        name = meter.profile
+        if name.endswith(".toml"):
+            name = str(self._base / name)
+        loaded = self._faults.attempt(f"{key}.profile", lambda: load_profile(name))
+        if loaded is None:
+            return None
+        self._digest.update(loaded.sha256)
+        return self._faults.attempt(f"{key}.quantities", lambda: meter_plan(meter, loaded))
+
+
+def meter_plan(meter: MeterModel, loaded: LoadedProfile) -> MeterPlan:
+    """A meter ready to poll.
+
+    Raises:
+        ConfigurationError: A quantity that the profile does not have.
+    """
+    groups, compiled = compile_profile(loaded, interval_s=meter.interval, quantities=meter.quantities)
+    return MeterPlan(
+        name=meter.name,
+        unit=meter.unit,
+        timeout_s=meter.timeout or loaded.profile.timeout_s,
+        retries=meter.retries,
+        profile=loaded.name,
+        profile_hash=loaded.sha256,
+        groups=groups,
+        map=compiled,
+    )

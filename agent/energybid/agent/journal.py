@@ -1,0 +1,413 @@
+"""The journal: the log on disk, in one SQLite database that is also the only queue to the utility.
+
+Rows are *segments*: the entries of one commit as packed columns, with the checkpoint that ends them. A segment's key
+is ``epoch << 40 | end``, so the table is written only at its right edge and needs no index. Every commit is one
+transaction in WAL mode with ``synchronous=FULL``: segment, head (frontier, counter) and acknowledged mark together.
+Nothing here knows the clock or a thread; callers run it through ``Platform.offload``, one call at a time.
+
+Opening checks the stored entries against the frontier, back to the acknowledged mark or ``CHECK_AT_OPEN`` entries.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import apsw
+
+from energybid.core import cbor
+from energybid.core.errors import EvidenceError, JournalError
+from energybid.core.evidence import Checkpoint, SignedCheckpoint
+from energybid.core.log import Salts
+from energybid.core.tree import EMPTY_ROOT, HASH_SIZE, Frontier, leaf_hash
+from energybid.sync import columns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from energybid.core.entries import Entry
+    from energybid.core.ports import Database
+
+SEQUENCE_BITS = 40
+SEQUENCE_MAX = (1 << SEQUENCE_BITS) - 1
+ANCHOR_EVERY = 32
+"""Every so many segments (by checkpoint counter) carry the frontier: a check can begin there, pruning ends there."""
+CHECK_AT_OPEN = 65_536
+"""Most entries checked at start; ``energybid verify`` checks all."""
+PRUNE_AT_ONCE = 4 * ANCHOR_EVERY
+"""Most segments looked at in one transaction."""
+SEGMENT_ENTRIES_MAX = 65_536
+
+ACKNOWLEDGE = "INSERT OR REPLACE INTO acknowledged VALUES (1, ?, ?, ?)"
+
+MIGRATIONS = (
+    """
+    CREATE TABLE epoch (
+        number INTEGER PRIMARY KEY,
+        id BLOB NOT NULL UNIQUE,
+        origin TEXT NOT NULL,
+        secret BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE segment (
+        key INTEGER PRIMARY KEY,   -- epoch number << 40 | sequence after the last entry
+        first INTEGER NOT NULL,
+        checkpoint BLOB NOT NULL,  -- CBOR [root, time_ms, clock, counter, algorithm, kid, signature]
+        method INTEGER NOT NULL,
+        columns BLOB NOT NULL,
+        peaks BLOB                 -- frontier at the segment's first entry, on every 32nd segment
+    ) STRICT;
+    CREATE TABLE head (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        epoch INTEGER NOT NULL REFERENCES epoch (number),
+        size INTEGER NOT NULL,
+        counter INTEGER NOT NULL,
+        peaks BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE acknowledged (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        epoch INTEGER NOT NULL REFERENCES epoch (number),
+        size INTEGER NOT NULL,
+        receipt BLOB NOT NULL      -- COSE_Sign1
+    ) STRICT;
+    """,
+)
+"""Applied in order; ``PRAGMA user_version`` counts those that were. Never change one that was released."""
+
+
+class EpochRow(NamedTuple):
+    """An epoch as the journal keeps it."""
+
+    number: int
+    id: bytes
+    origin: str
+    secret: bytes
+
+
+class Head(NamedTuple):
+    """The committed end of the log."""
+
+    epoch: EpochRow
+    frontier: Frontier
+    counter: int
+
+
+class Acknowledged(NamedTuple):
+    """The last receipt that was accepted."""
+
+    epoch: int
+    """Its number."""
+    size: int
+    receipt: bytes
+
+
+class Segment(NamedTuple):
+    """One commit."""
+
+    first: int
+    end: int
+    root: bytes
+    time_ms: int
+    clock: int
+    counter: int
+    algorithm: int
+    kid: bytes
+    signature: bytes
+    method: int
+    columns: bytes
+    peaks: bytes | None
+
+    def entries(self) -> list[Entry]:
+        """The entries, unpacked.
+
+        Raises:
+            EvidenceError: They are damaged.
+        """
+        raw = columns.unpack(self.method, self.columns, limit=columns.RAW_MAX)
+        entries = columns.decode(raw, limit=SEGMENT_ENTRIES_MAX, trusted=True)
+        if len(entries) != self.end - self.first:
+            raise EvidenceError(f"segment {self.first} to {self.end} holds {len(entries)} entries")
+        return entries
+
+
+class Commit(NamedTuple):
+    """What one transaction stores."""
+
+    entries: Sequence[Entry]
+    checkpoint: SignedCheckpoint
+    before: tuple[bytes, ...]
+    """Peaks of the frontier before the first entry."""
+    after: tuple[bytes, ...]
+    """Peaks after the last entry."""
+    acknowledged: Acknowledged | None
+    """To be stored with it, if it changed."""
+
+
+class Journal:
+    """One journal file."""
+
+    def __init__(self, database: Database, path: str) -> None:
+        """Open it, make it or bring it up to date.
+
+        Args:
+            database: The open database; the journal closes it.
+            path: Its name, for messages.
+
+        Raises:
+            JournalError: Not a journal, damaged, or of a newer program.
+        """
+        self.path = path
+        self._database = database
+        try:
+            self._prepare()
+            self._head = self._read_head()
+        except (apsw.Error, EvidenceError) as error:
+            raise JournalError(f"{path}: {error}") from error
+
+    def _prepare(self) -> None:
+        run = self._database.execute
+        run("PRAGMA page_size = 1024")
+        run("PRAGMA journal_mode = WAL")
+        run("PRAGMA synchronous = FULL")
+        run("PRAGMA cache_size = -512")
+        (version,) = next(run("PRAGMA user_version"))
+        if version > len(MIGRATIONS):
+            raise JournalError(
+                f"{self.path}: version {version} is newer than this program's {len(MIGRATIONS)}: upgrade it"
+            )
+        for number in range(version, len(MIGRATIONS)):
+            run(f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT")
+
+    def _read_head(self) -> Head | None:
+        rows = list(
+            self._database.execute(
+                "SELECT e.number, e.id, e.origin, e.secret, h.size, h.peaks, h.counter"
+                " FROM head h JOIN epoch e ON e.number = h.epoch"
+            )
+        )
+        if not rows:
+            return None
+        number, id_, origin, secret, size, peaks, counter = rows[0]
+        return Head(EpochRow(number, id_, origin, secret), Frontier(size, split_hashes(peaks)), counter)
+
+    @property
+    def head(self) -> Head | None:
+        """The committed end; None in a new journal. Its frontier must not be changed."""
+        return self._head
+
+    def acknowledged(self) -> Acknowledged | None:
+        """The last receipt that was accepted."""
+        for row in self._database.execute("SELECT epoch, size, receipt FROM acknowledged"):
+            return Acknowledged(*row)
+        return None
+
+    def begin_epoch(self, *, id_: bytes, origin: str, secret: bytes) -> Head:
+        """Begin a new epoch; its first entries come with the next commit.
+
+        Args:
+            id_: 16 random bytes.
+            origin: ``tenant/gateway``.
+            secret: 32 random bytes, for salts.
+        """
+        number = self._head.epoch.number + 1 if self._head else 1
+        counter = self._head.counter if self._head else 0
+        self._transaction(
+            [
+                ("INSERT INTO epoch VALUES (?, ?, ?, ?)", (number, id_, origin, secret)),
+                ("INSERT OR REPLACE INTO head VALUES (1, ?, 0, ?, x'')", (number, counter)),
+            ]
+        )
+        self._head = Head(EpochRow(number, id_, origin, secret), Frontier(), counter)
+        return self._head
+
+    def _transaction(self, statements: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
+        run = self._database.execute
+        try:
+            run("BEGIN IMMEDIATE")
+            try:
+                for statement, bindings in statements:
+                    run(statement, bindings)
+                run("COMMIT")
+            except BaseException:
+                run("ROLLBACK")
+                raise
+        except apsw.Error as error:
+            raise JournalError(f"{self.path}: {error}") from error
+
+    def commit(self, commit: Commit) -> None:
+        """Store the entries since the last checkpoint, durably.
+
+        Raises:
+            JournalError: The disk refused; nothing of the commit is stored.
+        """
+        if self._head is None:
+            raise ValueError("begin an epoch first")
+        signed = commit.checkpoint
+        checkpoint = signed.checkpoint
+        first = checkpoint.size - len(commit.entries)
+        if first != self._head.frontier.size:
+            raise ValueError(f"commit begins at {first}, the journal ends at {self._head.frontier.size}")
+        anchored = first == 0 or checkpoint.counter % ANCHOR_EVERY == 0
+        method, packed = columns.pack(columns.encode(commit.entries))
+        seal = (checkpoint.root, checkpoint.time_ms, checkpoint.clock, checkpoint.counter, signed.algorithm, signed.kid)
+        epoch = self._head.epoch
+        statements: list[tuple[str, tuple[Any, ...]]] = [
+            (
+                "INSERT INTO segment VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    epoch.number << SEQUENCE_BITS | checkpoint.size,
+                    first,
+                    cbor.encode((*seal, signed.signature)),
+                    method,
+                    packed,
+                    b"".join(commit.before) if anchored else None,
+                ),
+            ),
+            (
+                "UPDATE head SET size = ?, counter = ?, peaks = ?",
+                (checkpoint.size, checkpoint.counter, b"".join(commit.after)),
+            ),
+        ]
+        if commit.acknowledged:
+            statements.append((ACKNOWLEDGE, tuple(commit.acknowledged)))
+        self._transaction(statements)
+        self._head = Head(epoch, Frontier(checkpoint.size, commit.after), checkpoint.counter)
+
+    def acknowledge(self, mark: Acknowledged) -> None:
+        """Store the acknowledged mark alone; while the agent runs it goes with a commit."""
+        self._transaction([(ACKNOWLEDGE, tuple(mark))])
+
+    def segments(self, epoch: int, first: int) -> Iterator[Segment]:
+        """Segments of an epoch from the one that holds sequence ``first`` on, in order.
+
+        Args:
+            epoch: Its number.
+            first: A sequence number.
+        """
+        cursor = self._database.execute(
+            "SELECT key & ?, first, checkpoint, method, columns, peaks FROM segment"
+            " WHERE key > ? AND key <= ? ORDER BY key",
+            (SEQUENCE_MAX, epoch << SEQUENCE_BITS | first, epoch << SEQUENCE_BITS | SEQUENCE_MAX),
+        )
+        for end, begin, seal, method, packed, peaks in cursor:
+            root, time_ms, clock, counter, algorithm, kid, signature = cbor.decode(seal)
+            yield Segment(begin, end, root, time_ms, clock, counter, algorithm, kid, signature, method, packed, peaks)
+
+    def root_at(self, epoch: int, size: int) -> bytes | None:
+        """Root of the checkpoint at ``size``; None if no checkpoint of that size is kept."""
+        if size == 0:
+            return EMPTY_ROOT
+        for (seal,) in self._database.execute(
+            "SELECT checkpoint FROM segment WHERE key = ?", (epoch << SEQUENCE_BITS | size,)
+        ):
+            root: bytes = cbor.decode(seal)[0]
+            return root
+        return None
+
+    def checkpoint(self, epoch: EpochRow, segment: Segment) -> SignedCheckpoint:
+        """The signed checkpoint that ends a segment.
+
+        Raises:
+            EvidenceError: The segment before it, whose root it names, is not kept any more.
+        """
+        previous_root = self.root_at(epoch.number, segment.first)
+        if previous_root is None:
+            raise EvidenceError(f"the checkpoint at {segment.first} is not kept any more")
+        checkpoint = Checkpoint(
+            epoch.origin,
+            epoch.id,
+            segment.end,
+            segment.root,
+            segment.first,
+            previous_root,
+            segment.time_ms,
+            segment.clock,
+            segment.counter,
+        )
+        return SignedCheckpoint(checkpoint, segment.algorithm, segment.kid, segment.signature)
+
+    def check(self, *, most: int = CHECK_AT_OPEN) -> int:
+        """Rebuild the tree over the newest entries and compare every root on the way with what is stored.
+
+        Args:
+            most: How many entries at most, counted back from the end (the check begins at an anchor before that).
+
+        Returns:
+            How many entries were checked.
+
+        Raises:
+            JournalError: Something stored does not fit.
+        """
+        if self._head is None:
+            return 0
+        try:
+            return self._check(self._head, most)
+        except (apsw.Error, EvidenceError) as error:
+            raise JournalError(f"{self.path}: {error}") from error
+
+    def _check(self, head: Head, most: int) -> int:
+        frontier: Frontier | None = None
+        salts = Salts(head.epoch.secret)
+        checked = 0
+        for segment in self.segments(head.epoch.number, self._anchor_before(head, head.frontier.size - most)):
+            if frontier is None:
+                frontier = Frontier(segment.first, split_hashes(segment.peaks or b""))
+            if segment.first != frontier.size:
+                raise EvidenceError(f"entries {frontier.size} to {segment.first} are missing")
+            for entry in segment.entries():
+                frontier.append(leaf_hash(salts.canonical(frontier.size, entry)))
+                checked += 1
+            if frontier.root() != segment.root:
+                raise EvidenceError(f"entries {segment.first} to {segment.end} do not lead to their root")
+        frontier = frontier or Frontier()
+        if (frontier.size, frontier.peaks) != (head.frontier.size, head.frontier.peaks):
+            raise EvidenceError(f"the entries end at {frontier.size}, the frontier at {head.frontier.size}")
+        return checked
+
+    def _anchor_before(self, head: Head, sequence: int) -> int:
+        low = head.epoch.number << SEQUENCE_BITS
+        rows = list(
+            self._database.execute(
+                "SELECT first FROM segment WHERE key > ? AND first <= ? AND peaks IS NOT NULL"
+                " ORDER BY key DESC LIMIT 1",
+                (low, max(0, sequence)),
+            )
+        ) or list(
+            self._database.execute(
+                "SELECT first FROM segment WHERE key > ? AND peaks IS NOT NULL ORDER BY key LIMIT 1", (low,)
+            )
+        )
+        return rows[0][0] if rows else 0
+
+    def prune(self, before_ms: int) -> int:
+        """Delete acknowledged segments older than ``before_ms``; the newest acknowledged one always stays.
+
+        Returns:
+            How many segments went; call again until it is 0.
+        """
+        mark = self.acknowledged()
+        if mark is None:
+            return 0
+        limit = mark.epoch << SEQUENCE_BITS | mark.size
+        rows = self._database.execute(
+            "SELECT key, checkpoint, peaks IS NOT NULL FROM segment WHERE key < ? ORDER BY key LIMIT ?",
+            (limit, PRUNE_AT_ONCE),
+        )
+        ends: list[int] = []
+        gone = 0
+        for key, seal, anchored in rows:
+            if anchored:  # what is kept must begin where a check can begin
+                gone = len(ends)
+            if cbor.decode(seal)[1] >= before_ms:
+                break
+            ends.append(key)
+        if gone:
+            self._transaction([("DELETE FROM segment WHERE key <= ?", (ends[gone - 1],))])
+        return gone
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        self._database.close()
+
+
+def split_hashes(data: bytes) -> list[bytes]:
+    """Concatenated 32-byte hashes → list."""
+    return [data[i : i + HASH_SIZE] for i in range(0, len(data), HASH_SIZE)]

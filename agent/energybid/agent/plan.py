@@ -1,0 +1,69 @@
+"""What the agent does, checked and ready: plain frozen values that need no pydantic and can be pickled.
+
+``config.py`` makes a plan from gateway.toml in one process; ``process.py`` runs it in the next, which never loads the
+checking code (docs/decisions/005).
+"""
+
+from dataclasses import dataclass
+
+from energybid.core.ports import BusPlan, UplinkSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalPlan:
+    """Where and how often the log is committed."""
+
+    path: str
+    commit_interval_s: float
+    """A power cut loses at most what was read in this time; 0 commits after every poll cycle."""
+    keep_s: float
+    """Acknowledged history that stays on the gateway at least."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UplinkPlan:
+    """Where and how often batches go."""
+
+    settings: UplinkSettings
+    batch_interval_s: float
+    window: int
+    """Most batches under way without a receipt."""
+    receipt_timeout_s: float
+    """Without a receipt for so long, batches are sent again from the acknowledged mark."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusPlan:
+    """The status file for people and tools on the gateway."""
+
+    path: str | None
+    interval_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentPlan:
+    """All of gateway.toml."""
+
+    version: str
+    """The agent's own."""
+    tenant: str
+    gateway: str
+    log_key: bytes
+    """PEM of the private log key."""
+    headend_key: bytes
+    """PEM of the head-end's public key."""
+    configuration_hash: bytes
+    """SHA-256 of the configuration file and of the profiles it names."""
+    journal: JournalPlan
+    uplink: UplinkPlan | None
+    """None: log only."""
+    status: StatusPlan
+    buses: tuple[BusPlan, ...]
+    drivers: dict[str, str]
+    """Kind of bus → ``module:function`` that opens its driver."""
+    json_logs: bool
+
+    @property
+    def origin(self) -> str:
+        """``tenant/gateway``, as checkpoints name it."""
+        return f"{self.tenant}/{self.gateway}"

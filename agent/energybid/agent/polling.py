@@ -1,0 +1,240 @@
+"""Polling: when each poll group of each meter is due, and what a failure means for it.
+
+Polls are aligned to multiples of their interval in UTC. One scheduler per bus; a bus polls as many meters at once as
+its driver allows. A meter that does not answer is backed off alone: after ``DEAD_AFTER`` failures it gets single
+probes, later and later, queued behind the healthy ones, so a dead meter costs its bus almost nothing.
+"""
+
+import asyncio
+import contextlib
+import heapq
+import logging
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from energybid.agent.recorder import Recorder
+from energybid.core.entries import Declaration, Gap, GapReason
+from energybid.core.errors import BusDownError, GarbledError, MeterError, NoReplyError, RefusedError
+from energybid.core.ports import BusPlan, Driver, MeterPlan, Platform, Sample
+
+logger = logging.getLogger("energybid.agent")
+
+NS = 1_000_000_000
+DEAD_AFTER = 2
+"""Failed polls in a row, all tries used, after which a meter counts as dead."""
+BACKOFF_MAX_S = 300.0
+LOOK_AGAIN_S = 1.0
+"""Longest sleep before the wall clock is looked at again: it may have stepped."""
+
+_REASONS: dict[type[MeterError], int] = {
+    NoReplyError: GapReason.NO_REPLY,
+    GarbledError: GapReason.NO_REPLY,
+    BusDownError: GapReason.BUS_DOWN,
+    RefusedError: GapReason.REFUSED,
+}
+
+
+class MeterState(StrEnum):
+    """What the operator is told."""
+
+    NEW = "new"
+    OK = "ok"
+    PARTIAL = "partial"
+    FAILING = "failing"
+    DEAD = "dead"
+
+
+@dataclass(slots=True)
+class Meter:
+    """A meter while the agent runs."""
+
+    plan: MeterPlan
+    bus: str
+    declaration: int = -1
+    """Sequence of its declaration."""
+    state: MeterState = MeterState.NEW
+    error: str = ""
+    last: dict[int, Sample] = field(default_factory=dict)
+    """Newest sample by group."""
+    polls: int = 0
+    failures: int = 0
+    """In a row."""
+    failed_polls: int = 0
+    """Since the start."""
+    missed: int = 0
+    """Polls that failed since the last good one; a Gap entry will say so."""
+    gap_from_ms: int = 0
+    gap_reason: int = 0
+
+
+@dataclass(slots=True)
+class _Job:
+    meter: Meter
+    group: int
+    index: int
+    interval_ns: int
+    wait_ns: int = 0
+    """From the last poll to ``due_ns`` at most; longer than the interval while the meter is backed off."""
+    due_ns: int = 0
+
+    def __lt__(self, other: "_Job") -> bool:
+        """Earlier first; at the same time healthy meters first, then the plan's order."""
+        return self.key() < other.key()
+
+    def key(self) -> tuple[int, bool, int]:
+        return self.due_ns, self.meter.state is MeterState.DEAD, self.index
+
+
+def next_boundary(now_ns: int, interval_ns: int) -> int:
+    """The first multiple of the interval after ``now_ns``."""
+    return (now_ns // interval_ns + 1) * interval_ns
+
+
+def declare(meter: MeterPlan) -> Declaration:
+    """The entry that says what a meter's readings mean."""
+    groups = tuple(
+        (
+            round(group.interval_s * 1000),
+            tuple((q.obis.code, q.unit, q.exponent, q.cumulative) for q in group.quantities),
+        )
+        for group in meter.groups
+    )
+    return Declaration(meter.name, meter.profile, meter.profile_hash, None, groups)
+
+
+class BusPoller:
+    """Polls one bus."""
+
+    def __init__(self, platform: Platform, recorder: Recorder, driver: Driver, plan: BusPlan) -> None:
+        """Poll ``plan`` through ``driver`` into ``recorder``."""
+        self.name = plan.name
+        self.meters = [Meter(plan=meter, bus=plan.name) for meter in plan.meters]
+        self.overruns = 0
+        """Polls that fell out because the bus was still busy when they were due."""
+        self._platform = platform
+        self._recorder = recorder
+        self._driver = driver
+        groups = [(meter, number, group) for meter in self.meters for number, group in enumerate(meter.plan.groups)]
+        self._heap = [
+            _Job(meter, number, index, round(group.interval_s * NS))
+            for index, (meter, number, group) in enumerate(groups)
+        ]
+        self._idle = asyncio.Lock()
+        """Held by the worker that waits for the next poll to come due."""
+        self._pushed = asyncio.Event()
+
+    def declare(self) -> None:
+        """Append the declarations of this bus's meters."""
+        for meter in self.meters:
+            meter.declaration = self._recorder.append(declare(meter.plan))
+
+    async def run(self) -> None:
+        """Poll until cancelled."""
+        now_ns = self._platform.now_ns()
+        for job in self._heap:
+            self._schedule(job, now_ns, job.interval_ns)
+        heapq.heapify(self._heap)
+        workers = min(self._driver.concurrency, len(self._heap))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(workers):
+                    tasks.create_task(self._work())
+        finally:
+            await self._driver.close()
+            self._close_gaps()
+
+    async def _work(self) -> None:
+        while True:
+            async with self._idle:
+                job = await self._next()
+            await self._recorder.room()
+            due_ns = job.due_ns
+            await self._poll(job)
+            now_ns = self._platform.now_ns()
+            if job.interval_ns:
+                self.overruns += max(0, (now_ns - due_ns) // job.interval_ns)
+            self._schedule(job, now_ns, self._wait_ns(job))
+            heapq.heappush(self._heap, job)
+            self._pushed.set()
+            self._recorder.cycle_done()
+
+    async def _next(self) -> _Job:
+        """The next job, when it is due."""
+        while True:
+            self._pushed.clear()
+            now_ns = self._platform.now_ns()
+            if self._heap and self._heap[0].due_ns <= now_ns:
+                return heapq.heappop(self._heap)
+            self._pull_in(now_ns)
+            wait_s = LOOK_AGAIN_S
+            if self._heap:
+                wait_s = min(wait_s, (self._heap[0].due_ns - now_ns) / NS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._pushed.wait()
+
+    def _pull_in(self, now_ns: int) -> None:
+        """After the clock stepped back, jobs are due further away than they may be."""
+        late = [job for job in self._heap if job.due_ns - now_ns > job.wait_ns]
+        for job in late:
+            self._schedule(job, now_ns, job.wait_ns)
+        if late:
+            heapq.heapify(self._heap)
+
+    @staticmethod
+    def _schedule(job: _Job, now_ns: int, wait_ns: int) -> None:
+        job.wait_ns = wait_ns
+        job.due_ns = next_boundary(now_ns + wait_ns - job.interval_ns, job.interval_ns) if job.interval_ns else now_ns
+
+    def _wait_ns(self, job: _Job) -> int:
+        """The interval, or longer for a dead meter: doubled with every failure up to ``BACKOFF_MAX_S``."""
+        if job.meter.state is not MeterState.DEAD:
+            return job.interval_ns
+        base_ns = max(job.interval_ns, NS)
+        doublings = min(job.meter.failures - DEAD_AFTER + 1, 10)
+        return max(job.interval_ns, min(base_ns << doublings, round(BACKOFF_MAX_S * NS)))
+
+    # ------------------------------------------------------------ one poll
+
+    async def _poll(self, job: _Job) -> None:
+        meter = job.meter
+        try:
+            sample = await self._driver.poll(meter.plan, job.group, probe=meter.state is MeterState.DEAD)
+        except MeterError as error:
+            self._failed(meter, error)
+            return
+        if meter.failures:
+            self._recovered(meter, sample.time_ms)
+        meter.state = MeterState.OK if sample.status is None else MeterState.PARTIAL
+        meter.polls += 1
+        meter.last[job.group] = sample
+        self._recorder.reading(meter.declaration, job.group, sample)
+
+    def _failed(self, meter: Meter, error: MeterError) -> None:
+        if not meter.failures:
+            meter.gap_from_ms = self._platform.now_ns() // 1_000_000
+            meter.gap_reason = _REASONS.get(type(error), GapReason.NO_REPLY)
+            logger.warning("%s: %s", meter.plan.name, error)
+        meter.failures += 1
+        meter.failed_polls += 1
+        meter.missed += 1
+        meter.error = str(error)
+        # A bus that is down says nothing about its meters, and trying costs nothing: the driver backs off by itself.
+        dead = meter.failures >= DEAD_AFTER and not isinstance(error, BusDownError)
+        meter.state = MeterState.DEAD if dead else MeterState.FAILING
+
+    def _recovered(self, meter: Meter, now_ms: int) -> None:
+        logger.info("%s: answers again after %d failed polls", meter.plan.name, meter.failures)
+        self._gap(meter, now_ms)
+        meter.failures = 0
+        meter.error = ""
+
+    def _gap(self, meter: Meter, to_ms: int) -> None:
+        self._recorder.append(Gap(meter.declaration, meter.gap_from_ms, to_ms, meter.gap_reason, meter.missed))
+        meter.missed = 0
+
+    def _close_gaps(self) -> None:
+        now_ms = self._platform.now_ns() // 1_000_000
+        for meter in self.meters:
+            if meter.missed:
+                self._gap(meter, now_ms)

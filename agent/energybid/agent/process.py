@@ -1,0 +1,163 @@
+"""The running agent: one event loop, one TaskGroup, one stop.
+
+``python -m energybid.agent.process FD`` reads a pickled AgentPlan from a file descriptor that ``energybid run`` made;
+nothing here, or imported from here, loads pydantic (a test guards that).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+from energybid.agent import system
+from energybid.agent.logs import configure_logs
+from energybid.agent.polling import BusPoller
+from energybid.agent.recorder import Recorder, open_recorder
+from energybid.agent.status import agent_status, write_status
+from energybid.agent.upload import Uploader, weightiest
+from energybid.core import exit_codes
+from energybid.core.cose import PrivateKey, PublicKey
+from energybid.core.errors import EnergybidError, EvidenceError, JournalError, RollbackError
+from energybid.sync.topics import topics_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from energybid.agent.plan import AgentPlan
+    from energybid.core.ports import BusPlan, Driver, Platform
+
+logger = logging.getLogger("energybid.agent")
+
+FLUSH_S = 2.0
+"""At a stop, how long the last batch may wait for its receipt (the stop is over within 5 s)."""
+
+
+def open_driver(platform: Platform, plan: AgentPlan, bus: BusPlan) -> Driver:
+    """The driver of a bus, imported only now."""
+    module, _, function = plan.drivers[bus.kind].partition(":")
+    opener: Callable[[Platform, BusPlan], Driver] = getattr(importlib.import_module(module), function)
+    return opener(platform, bus)
+
+
+class Agent:
+    """The parts of one agent and their order of start and stop."""
+
+    def __init__(self, platform: Platform, plan: AgentPlan, recorder: Recorder) -> None:
+        """Put the parts together; nothing runs yet."""
+        self._platform = platform
+        self._plan = plan
+        self._recorder = recorder
+        self._pollers = [BusPoller(platform, recorder, open_driver(platform, plan, bus), bus) for bus in plan.buses]
+        self._uploader: Uploader | None = None
+        if plan.uplink:
+            topics = topics_for(plan.tenant, plan.gateway)
+            key = PublicKey.from_pem(plan.headend_key)
+            self._uploader = Uploader(platform, recorder, plan.uplink, topics, key)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Run until ``stop`` is set; then commit, send the last batch, and end.
+
+        Raises:
+            JournalError: The disk refused a commit.
+            RollbackError: The head-end holds another log.
+        """
+        recorder = self._recorder
+        recorder.started(self._plan.version, self._plan.configuration_hash)
+        for poller in self._pollers:
+            poller.declare()
+        await recorder.commit()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                polls = [tasks.create_task(poller.run()) for poller in self._pollers]
+                others = [tasks.create_task(recorder.run()), tasks.create_task(self._watchdog())]
+                if self._uploader:
+                    others.append(tasks.create_task(self._uploader.run()))
+                if self._plan.status.path:
+                    others.append(tasks.create_task(self._write_status(self._plan.status.path)))
+                self._platform.notify("READY=1")
+                await stop.wait()
+                self._platform.notify("STOPPING=1")
+                await _cancel(polls)
+                await self._flush()
+                await _cancel(others)
+        except BaseExceptionGroup as group:
+            error = weightiest(group)
+            if isinstance(error, RollbackError):
+                recorder.abandon()
+            raise error from group
+        finally:
+            await recorder.close()
+
+    async def _flush(self) -> None:
+        await self._recorder.commit()
+        if self._uploader:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_S):
+                    await self._uploader.flush()
+
+    async def _watchdog(self) -> None:
+        """Feed the service manager's watchdog while loop and disk are alive: both must turn to get here."""
+        interval_s = system.watchdog_interval_s()
+        while interval_s:
+            await self._platform.offload(int)
+            self._platform.notify("WATCHDOG=1")
+            await asyncio.sleep(interval_s / 2)
+
+    async def _write_status(self, path: str) -> None:
+        def status() -> dict[str, object]:
+            return agent_status(self._platform, self._plan, self._recorder, self._pollers, self._uploader)
+
+        await write_status(self._plan.status.interval_s, status, lambda data: system.replace_file(path, data))
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def run_agent(platform: Platform, plan: AgentPlan, stop: asyncio.Event) -> None:
+    """Open the journal and run the agent until ``stop``."""
+    recorder = await open_recorder(
+        platform,
+        plan.journal.path,
+        plan.origin,
+        PrivateKey.from_pem(plan.log_key),
+        commit_interval_s=plan.journal.commit_interval_s,
+        keep_s=plan.journal.keep_s,
+    )
+    logger.info(
+        "%s: journal %s holds %d entries, %d acknowledged",
+        plan.origin,
+        plan.journal.path,
+        recorder.size,
+        recorder.acknowledged_size,
+    )
+    await Agent(platform, plan, recorder).run(stop)
+
+
+def main() -> int:
+    """Run the plan from the file descriptor in ``sys.argv[1]``; returns the exit code."""
+    plan = system.receive_plan(int(sys.argv[1]))
+    configure_logs(as_json=plan.json_logs)
+    try:
+        with system.locked(plan.journal.path):
+            asyncio.run(system.until_stopped(lambda platform, stop: run_agent(platform, plan, stop)))
+    except JournalError as error:
+        logger.critical("%s", error)
+        return exit_codes.JOURNAL
+    except EvidenceError as error:
+        logger.critical("%s", error)
+        return exit_codes.NOT_VERIFIED
+    except EnergybidError as error:
+        logger.critical("%s", error)
+        return exit_codes.FAILED
+    return exit_codes.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""The real world of the agent's process: the Platform, signals, the plan's hand-over, files.
+
+Only modules named system.py touch these; everything else is handed a ``Platform`` (energybid.core.ports).
+"""
+
+import asyncio
+import fcntl
+import os
+import pickle
+import random
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from energybid.agent.plan import AgentPlan
+from energybid.core.errors import JournalError
+from energybid.core.ports import Platform
+from energybid.drivers.system import open_bus
+from energybid.sync import system as sync
+
+
+def platform() -> Platform:
+    """The real machine."""
+    return Platform(
+        now_ns=sync.now_ns,
+        clock_state=sync.clock_state,
+        boot_id=sync.boot_id(),
+        entropy=sync.entropy,
+        random=random.Random(sync.entropy(8)),  # noqa: S311  for jitter only
+        offload=sync.offload,
+        open_bus=open_bus,
+        connect_uplink=sync.connect_uplink,
+        open_database=sync.open_database,
+        notify=sync.notify,
+    )
+
+
+def execute_plan(plan: AgentPlan) -> NoReturn:
+    """Become the agent: replace this process, pydantic and all, by one that only runs the plan.
+
+    The process id stays, as the service manager wants it. The plan goes through memory, not a file: it holds the key.
+    """
+    descriptor = os.memfd_create("energybid-plan", 0)
+    with open(descriptor, "wb", closefd=False) as file:
+        pickle.dump(plan, file)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    # glibc gives every thread an arena of its own otherwise: megabytes, for one worker thread.
+    os.environ.setdefault("MALLOC_ARENA_MAX", "1")
+    os.execv(sys.executable, [sys.executable, "-m", "energybid.agent.process", str(descriptor)])  # noqa: S606
+
+
+def receive_plan(descriptor: int) -> AgentPlan:
+    """The plan that ``execute_plan`` left in a file descriptor of this very process."""
+    with open(descriptor, "rb") as file:
+        plan: AgentPlan = pickle.load(file)  # noqa: S301  written by this process before it was replaced
+    return plan
+
+
+async def until_stopped(run: Callable[[Platform, asyncio.Event], Awaitable[None]]) -> None:
+    """Run until it ends by itself or SIGTERM or SIGINT sets the event."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await run(platform(), stop)
+
+
+@contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Hold ``path``.lock: two agents on one journal would write two logs under one name.
+
+    Raises:
+        JournalError: Another process holds it, or the folder can not be written.
+    """
+    try:
+        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise JournalError(f"{path}.lock: {error.strerror}: the folder must exist and be writable") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise JournalError(f"{path}: another agent is running on this journal") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: str, data: bytes) -> None:
+    """Replace a small file whole: readers see the old one or the new one."""
+    target = Path(path)
+    scratch = target.with_name(f".{target.name}.new")
+    scratch.write_bytes(data)
+    scratch.chmod(0o644)
+    scratch.replace(target)
+
+
+def watchdog_interval_s() -> float:
+    """How often the service manager wants to hear of us (sd_watchdog_enabled(3)); 0 for never."""
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return 0.0
+    return int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6

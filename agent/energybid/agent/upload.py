@@ -1,0 +1,294 @@
+"""Upload: batches of committed entries to the head-end, until its receipts cover them.
+
+The journal is the only queue: this task keeps a position and a window, never entries. Batches go in order, end on
+checkpoints, and at most ``window`` of them are without a receipt. A receipt is the only acknowledgement; the broker's
+PUBACK is not. After a lost connection, or when no receipt comes in time, sending starts again at the acknowledged mark:
+the head-end stores every entry once, however often it comes.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+from typing import TYPE_CHECKING
+
+from energybid.agent.journal import EpochRow, Journal
+from energybid.agent.plan import UplinkPlan
+from energybid.agent.recorder import Recorder
+from energybid.core.cose import PublicKey
+from energybid.core.errors import EvidenceError, RollbackError, UplinkDownError
+from energybid.core.evidence import Receipt, SignedCheckpoint, verify_receipt
+from energybid.core.log import Salts
+from energybid.core.ports import Platform, Uplink
+from energybid.sync.batch import encode_batch
+from energybid.sync.topics import Topics
+
+if TYPE_CHECKING:
+    from energybid.core.entries import Entry
+
+logger = logging.getLogger("energybid.uplink")
+
+BATCH_ENTRIES = 2048
+"""A batch is sent at once when so many entries wait for it, and holds hardly more."""
+RECONNECT_MIN_S, RECONNECT_MAX_S = 1.0, 120.0
+PATIENCE_MAX_S = 900.0
+
+
+class Built:
+    """A batch ready to be sent."""
+
+    __slots__ = ("end", "first", "frame")
+
+    def __init__(self, first: int, end: int, frame: bytes) -> None:
+        """Entries [first, end) as a frame."""
+        self.first, self.end, self.frame = first, end, frame
+
+
+def build_batch(journal: Journal, epoch: EpochRow, salts: Salts, first: int) -> Built | None:
+    """The next batch from ``first`` on: whole segments, at least one, about ``BATCH_ENTRIES`` at most.
+
+    Returns:
+        None when nothing beyond ``first`` is committed.
+
+    Raises:
+        EvidenceError: ``first`` is not where a segment begins, or was pruned.
+    """
+    entries: list[Entry] = []
+    last = None
+    for segment in journal.segments(epoch.number, first):
+        if last and len(entries) + segment.end - segment.first > BATCH_ENTRIES:
+            break
+        if segment.first != first + len(entries):
+            raise EvidenceError(f"the journal does not hold entry {first + len(entries)} any more")
+        entries += segment.entries()
+        last = segment
+    if last is None:
+        return None
+    checkpoint: SignedCheckpoint = journal.checkpoint(epoch, last)
+    return Built(first, last.end, encode_batch(first=first, entries=entries, checkpoint=checkpoint, salts=salts))
+
+
+class Uploader:
+    """Keeps one connection to the broker and the head-end up to date."""
+
+    def __init__(
+        self, platform: Platform, recorder: Recorder, plan: UplinkPlan, topics: Topics, headend_key: PublicKey
+    ) -> None:
+        """Upload what ``recorder`` commits."""
+        self.connected = False
+        self.error = ""
+        self.receipt: Receipt | None = None
+        self.batches = 0
+        self.resent = 0
+        """Batches sent more than once."""
+        self._platform = platform
+        self._recorder = recorder
+        self._plan = plan
+        self._topics = topics
+        self._headend_key = headend_key
+        self._salts = Salts(recorder.epoch.secret)
+        self._window = Window(recorder.acknowledged_size, plan.receipt_timeout_s)
+        self._furthest = self._window.sent
+        self._changed = asyncio.Event()
+        """A commit, a receipt, or the order to flush."""
+        self._flush = False
+        self._uplink: Uplink | None = None
+        self._wire_before = (0, 0)
+        recorder.on_commit.append(self._changed.set)
+
+    def wire_bytes(self) -> tuple[int, int]:
+        """(sent, received) bytes of MQTT over all connections so far."""
+        sent, received = self._uplink.wire_bytes() if self._uplink else (0, 0)
+        return self._wire_before[0] + sent, self._wire_before[1] + received
+
+    @property
+    def in_flight(self) -> int:
+        """Batches without a receipt."""
+        return len(self._window.ends)
+
+    # ------------------------------------------------------------ connections
+
+    async def run(self) -> None:
+        """Upload until cancelled.
+
+        Raises:
+            RollbackError: The head-end holds another or a longer log: the agent must stop signing.
+        """
+        wait_s = RECONNECT_MIN_S
+        while True:
+            try:
+                async with self._platform.connect_uplink(self._plan.settings) as uplink:
+                    wait_s = RECONNECT_MIN_S
+                    await self._connection(uplink)
+            except UplinkDownError as error:
+                if str(error) != self.error:
+                    logger.warning("uplink: %s; trying again", error)
+                self.error = str(error)
+            await asyncio.sleep(self._platform.random.uniform(wait_s / 2, wait_s))
+            wait_s = min(2 * wait_s, RECONNECT_MAX_S)
+
+    async def _connection(self, uplink: Uplink) -> None:
+        self._uplink, self.connected, self.error = uplink, True, ""
+        settings = self._plan.settings
+        logger.info("uplink: connected to %s:%d", settings.host, settings.port)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._receive(uplink))
+                tasks.create_task(self._send(uplink))
+        except ExceptionGroup as group:
+            raise weightiest(group) from group
+        finally:
+            self._wire_before = self.wire_bytes()
+            self._uplink, self.connected = None, False
+
+    async def _receive(self, uplink: Uplink) -> None:
+        await uplink.subscribe([self._topics.receipt])
+        async for message in uplink.messages():
+            if message.topic == self._topics.receipt:
+                await self._receipt(message.payload)
+        raise UplinkDownError("the broker closed the connection")
+
+    async def _send(self, uplink: Uplink) -> None:
+        await uplink.publish(self._topics.status, self.status_payload("online"), retain=True)
+        self._window.rewind(self._recorder.acknowledged_size)
+        next_s = 0.0
+        while True:
+            await self._due(next_s)
+            built = await self._platform.offload(
+                build_batch, self._recorder.journal, self._recorder.epoch, self._salts, self._window.sent
+            )
+            if built is None:
+                continue
+            now_s = asyncio.get_running_loop().time()
+            next_s = now_s + self._plan.batch_interval_s
+            self.batches += 1
+            self.resent += built.end <= self._furthest
+            self._furthest = max(self._furthest, built.end)
+            self._window.add(built.end, now_s)
+            await uplink.publish(self._topics.log, built.frame)
+
+    async def _due(self, next_s: float) -> None:
+        """Wait until a batch is to be sent."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._changed.clear()
+            now_s = loop.time()
+            if now_s >= self._window.deadline_s:
+                logger.warning("no receipt for %.0f s: sending again", self._window.patience_s)
+                self._window.give_up(self._recorder.acknowledged_size)
+            unsent = self._recorder.committed - self._window.sent
+            wake_s = self._window.deadline_s
+            if len(self._window.ends) < self._plan.window and unsent > 0:
+                if unsent >= BATCH_ENTRIES or self._flush or now_s >= next_s:
+                    return
+                wake_s = min(wake_s, next_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if wake_s == math.inf else wake_s - now_s):
+                    await self._changed.wait()
+
+    async def flush(self) -> None:
+        """Send what is committed without waiting for the interval; returns when all of it has a receipt."""
+        self._flush = True
+        self._changed.set()
+        if self.connected:
+            await self._recorder.acknowledged_up_to(self._recorder.committed)
+
+    def status_payload(self, state: str) -> bytes:
+        """JSON for the status topic: small, for dashboards; never evidence."""
+        return json.dumps(
+            {
+                "state": state,
+                "version": self._recorder.version,
+                "epoch": self._recorder.epoch.id.hex(),
+                "size": self._recorder.committed,
+                "acknowledged": self._recorder.acknowledged_size,
+            }
+        ).encode()
+
+    # ------------------------------------------------------------ receipts
+
+    async def _receipt(self, payload: bytes) -> None:
+        try:
+            receipt = verify_receipt(payload, self._headend_key)
+        except EvidenceError as error:
+            logger.warning("a message on %s is no receipt of the configured head-end: %s", self._topics.receipt, error)
+            return
+        epoch = self._recorder.epoch
+        if receipt.origin != epoch.origin or receipt.epoch != epoch.id:
+            logger.info("a receipt of another epoch (%s) is left aside", receipt.epoch.hex())
+            return
+        await self._compare(receipt)
+        if self.receipt and receipt.time_ms < self.receipt.time_ms:
+            return  # an old one, delivered late
+        self.receipt = receipt
+        if receipt.size > self._recorder.acknowledged_size:
+            self._recorder.acknowledge(receipt.size, payload)
+            self._window.receipted(receipt.size, asyncio.get_running_loop().time())
+        elif receipt.size < self._recorder.acknowledged_size:
+            logger.warning(
+                "the head-end holds %d entries but had signed for %d: it was restored; sending again",
+                receipt.size,
+                self._recorder.acknowledged_size,
+            )
+            self._window.rewind(receipt.size)
+        self._changed.set()
+
+    async def _compare(self, receipt: Receipt) -> None:
+        """The receipt is the witness: what it signs must be a prefix of what is here."""
+        if receipt.size > self._recorder.committed:
+            raise RollbackError(
+                f"the head-end signed for {receipt.size} entries of epoch {receipt.epoch.hex()}, this journal has"
+                f" {self._recorder.committed}: it was restored or copied from an older one"
+            )
+        root = await self._platform.offload(self._recorder.journal.root_at, self._recorder.epoch.number, receipt.size)
+        if root is None and receipt.size < self._recorder.acknowledged_size:
+            return  # pruned; it was compared when it was new
+        if root != receipt.root:
+            raise RollbackError(
+                f"the head-end's root at {receipt.size} entries of epoch {receipt.epoch.hex()} is not this journal's:"
+                " another gateway writes under the same name and key, or the journal was changed"
+            )
+
+
+class Window:
+    """Which batches are under way: their ends, and when to give up waiting for a receipt."""
+
+    def __init__(self, sent: int, patience_s: float) -> None:
+        """Begin at the acknowledged mark."""
+        self.sent = sent
+        self.ends: list[int] = []
+        self.deadline_s = math.inf
+        self.patience_s = patience_s
+        self._patience_min_s = patience_s
+
+    def add(self, end: int, now_s: float) -> None:
+        """A batch goes out."""
+        self.sent = end
+        self.ends.append(end)
+        if self.deadline_s == math.inf:
+            self.deadline_s = now_s + self.patience_s
+
+    def receipted(self, size: int, now_s: float) -> None:
+        """A receipt came."""
+        self.ends = [end for end in self.ends if end > size]
+        self.sent = max(self.sent, size)
+        self.patience_s = self._patience_min_s
+        self.deadline_s = now_s + self.patience_s if self.ends else math.inf
+
+    def rewind(self, size: int) -> None:
+        """Begin again at ``size``."""
+        self.sent = size
+        self.ends = []
+        self.deadline_s = math.inf
+
+    def give_up(self, size: int) -> None:
+        """No receipt in time: begin again, more patiently, for the head-end may be away for long."""
+        self.rewind(size)
+        self.patience_s = min(2 * self.patience_s, PATIENCE_MAX_S)
+
+
+def weightiest(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one exception of a task group that decides what happens next."""
+    leaves = [weightiest(e) if isinstance(e, BaseExceptionGroup) else e for e in group.exceptions]
+    return next((error for error in leaves if not isinstance(error, UplinkDownError)), leaves[0])
