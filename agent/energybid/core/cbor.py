@@ -76,7 +76,9 @@ def _argument(data: bytes, at: int) -> tuple[int, int]:
     if information not in _LEAST:
         raise EvidenceError("CBOR of indefinite or reserved length")
     end = at + (1 << information - 24)
-    argument = int.from_bytes(_take(data, at, end - at), "big")
+    if end > len(data):
+        raise IndexError
+    argument = int.from_bytes(data[at:end], "big")
     if argument < _LEAST[information]:
         raise EvidenceError("CBOR is not in its shortest form (RFC 8949 §4.2.1)")
     return argument, end

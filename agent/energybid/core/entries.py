@@ -10,6 +10,7 @@ Entries of a type or version this code does not know travel and are stored as ``
 import re
 from collections.abc import Callable
 from enum import IntEnum
+from types import NoneType
 from typing import Any, NamedTuple
 
 from energybid.core import cbor
@@ -229,16 +230,12 @@ def _optional(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda x: x is None or check(x)
 
 
-_INT = frozenset({int})
-
-
 def _values(x: Any) -> bool:  # noqa: ANN401
     if not isinstance(x, tuple) or not 0 < len(x) <= VALUES_MAX:
         return False
-    numbers = [v for v in x if v is not None] if None in x else x
-    return _INT.issuperset(map(type, numbers)) and (
-        not numbers or (min(numbers) >= MANTISSA_MIN and max(numbers) <= MANTISSA_MAX)
-    )
+    kinds = set(map(type, x))
+    numbers = x if kinds == {int} else [v for v in x if v is not None]
+    return kinds <= {int, NoneType} and (not numbers or (min(numbers) >= MANTISSA_MIN and max(numbers) <= MANTISSA_MAX))
 
 
 def _status(x: Any) -> bool:  # noqa: ANN401
@@ -261,10 +258,12 @@ def check(entry: Known) -> None:
     Raises:
         EvidenceError: A field has another type or is out of its bounds.
     """
-    for position, (fits, value) in enumerate(zip(_SHAPES[TYPE_OF[type(entry)]], entry, strict=True)):
+    shape = _SHAPES[TYPE_OF[type(entry)]]
+    for fits, value in zip(shape, entry, strict=True):
         if not fits(value):
-            name = f"{type(entry).__name__.lower()} entry: {entry._fields[position]}"
-            raise EvidenceError(f"{name} has another type or is out of its bounds")
+            wrong = [name for name, fits, value in zip(entry._fields, shape, entry, strict=True) if not fits(value)]
+            kind = type(entry).__name__.lower()
+            raise EvidenceError(f"{kind} entry: {', '.join(wrong)}: another type, or out of bounds")
     if isinstance(entry, Reading) and not _agree(entry.values, entry.status):
         raise EvidenceError("reading entry: status and values disagree")
 

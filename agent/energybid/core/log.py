@@ -46,7 +46,9 @@ class Salts:
         self._encode = cbor.encoder()
         self._span = -1
         self._salter: Callable[[int], bytes]
-        if any(len(seed) != SEED_SIZE for seed in (*self._known.values(), secret or bytes(SEED_SIZE))):
+        if any(
+            len(seed) != SEED_SIZE for seed in (*self._known.values(), bytes(SEED_SIZE) if secret is None else secret)
+        ):
             raise EvidenceError(f"a seed or secret for salts has {SEED_SIZE} bytes")
 
     def seed(self, span: int) -> bytes:

@@ -163,6 +163,8 @@ class UplinkSettings:
     will: Will | None = None
     session_s: int = 0
     """How long the broker keeps subscriptions and queued messages after a disconnect; 0 begins clean every time."""
+    mqtt5: bool = True
+    """Try MQTT 5 first; False goes straight to 3.1.1, for a broker that does not answer MQTT 5 at all."""
 
 
 class Uplink(Protocol):
