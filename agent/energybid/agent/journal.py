@@ -193,6 +193,12 @@ class Journal:
         """The committed end; None in a new journal. Its frontier must not be changed."""
         return self._head
 
+    def epochs(self) -> list[EpochRow]:
+        """All epochs, oldest first."""
+        return [
+            EpochRow(*row) for row in self._database.execute("SELECT number, id, origin, secret FROM epoch ORDER BY 1")
+        ]
+
     def acknowledged(self) -> Acknowledged | None:
         """The last receipt that was accepted."""
         for row in self._database.execute("SELECT epoch, size, receipt FROM acknowledged"):
@@ -311,6 +317,11 @@ class Journal:
         previous_root = self.root_at(epoch.number, segment.first)
         if previous_root is None:
             raise EvidenceError(f"the checkpoint at {segment.first} is not kept any more")
+        return self.checkpoint_after(epoch, segment, previous_root)
+
+    @staticmethod
+    def checkpoint_after(epoch: EpochRow, segment: Segment, previous_root: bytes) -> SignedCheckpoint:
+        """The signed checkpoint that ends a segment, given the root of the one before."""
         checkpoint = Checkpoint(
             epoch.origin,
             epoch.id,

@@ -1,0 +1,81 @@
+"""``energybid export``: readings of a journal as rows for people, through sqlite-utils."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+import sqlite_utils
+
+from energybid.agent.journal import EpochRow, Journal
+from energybid.core import exit_codes
+from energybid.core.entries import Declaration, Reading
+from energybid.core.errors import EnergybidError
+from energybid.core.quantities import ClockState, Obis, Status, decimal_text
+
+HELP = "write a journal's readings into a plain SQLite database for people"
+EXAMPLES = """\
+examples:
+  energybid export journal.db readings.db
+  sqlite-utils rows readings.db readings --csv --limit 10
+  sqlite-utils readings.db "select meter, obis, max(value), unit from readings group by 1, 2"
+"""
+ROWS_AT_ONCE = 5000
+STATUSES = frozenset(Status)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``export``."""
+    parser.add_argument("journal", type=Path, help="the agent's journal; may be in use")
+    parser.add_argument("target", type=Path, help="the database to make; must not exist")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Export all readings that the journal keeps."""
+    if not arguments.journal.exists():
+        raise EnergybidError(f"{arguments.journal}: no such file")
+    if arguments.target.exists():
+        raise EnergybidError(f"{arguments.target} exists; name a new file")
+    source = apsw.Connection(str(arguments.journal), flags=apsw.SQLITE_OPEN_READONLY)
+    target = sqlite_utils.Database(str(arguments.target))
+    target.table("readings").insert_all(
+        rows(source, str(arguments.journal)), pk=("epoch", "sequence", "obis"), batch_size=ROWS_AT_ONCE
+    )
+    sys.stderr.write(f"{target.table('readings').count} values written to {arguments.target}\n")
+    target.close()
+    source.close()
+    return exit_codes.OK
+
+
+def rows(source: apsw.Connection, path: str) -> Iterator[dict[str, Any]]:
+    """One row a value; ``value`` is exact decimal text."""
+    journal = Journal(source, path)
+    for epoch in journal.epochs():
+        declarations: dict[int, Declaration] = {}
+        for segment in journal.segments(epoch.number, 0):
+            for sequence, entry in enumerate(segment.entries(), segment.first):
+                if isinstance(entry, Declaration):
+                    declarations[sequence] = entry
+                elif isinstance(entry, Reading):
+                    declaration = declarations.get(entry.declaration)
+                    if declaration:
+                        yield from _values(epoch, sequence, declaration, entry)
+
+
+def _values(epoch: EpochRow, sequence: int, declaration: Declaration, reading: Reading) -> Iterator[dict[str, Any]]:
+    quantities = declaration.groups[reading.group][1]
+    marks = reading.status or (0,) * len(reading.values)
+    for (obis, unit, exponent, _), value, mark in zip(quantities, reading.values, marks, strict=True):
+        yield {
+            "epoch": epoch.id.hex(),
+            "sequence": sequence,
+            "meter": declaration.meter,
+            "time_ms": reading.time_ms,
+            "clock": ClockState(reading.clock).name.lower(),
+            "obis": str(Obis(obis)),
+            "value": None if value is None else decimal_text(value, exponent),
+            "unit": unit,
+            "status": Status(mark).name.lower() if mark in STATUSES else str(mark),
+        }

@@ -1,0 +1,78 @@
+"""``energybid verify``: check a journal, a head-end's database or a batch, without trusting who wrote it."""
+
+import argparse
+import importlib.metadata
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import apsw
+
+from energybid.agent.commands.keys import read_public
+from energybid.agent.verify import verify_batch, verify_journal
+from energybid.core import exit_codes
+from energybid.core.cose import PublicKey
+from energybid.core.errors import EnergybidError, JournalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HELP = "check a journal, a head-end's database or a batch file"
+EXAMPLES = """\
+examples:
+  energybid verify journal.db --key keys/log.pub.pem --key keys/headend.pub.pem
+  energybid verify headend.db --json
+  energybid verify batch.bin --key keys/log.pub.pem --origin demo/gw-1
+
+Exit code 0: everything checks. 3: something does not; each fault is listed.
+"""
+_SQLITE = b"SQLite format 3\0"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``verify``."""
+    parser.add_argument("file", type=Path, help="a journal, a head-end's database, or a batch's bytes")
+    parser.add_argument("--key", type=Path, action="append", default=[], help="public key, PEM; may be given again")
+    parser.add_argument("--origin", help="TENANT/GATEWAY of a batch, from its topic")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Verify and report."""
+    keys = [read_public(path) for path in arguments.key]
+    try:
+        with arguments.file.open("rb") as file:
+            head = file.read(len(_SQLITE))
+    except OSError as error:
+        raise EnergybidError(f"{arguments.file}: {error.strerror}") from None
+    if head == _SQLITE:
+        report = _database(arguments.file, keys)
+    else:
+        report = verify_batch(arguments.file.read_bytes(), arguments.origin, keys)
+    sys.stdout.write((json.dumps(report) if arguments.json else _text(arguments.file, report)) + "\n")
+    return exit_codes.OK if report["verified"] else exit_codes.NOT_VERIFIED
+
+
+def _database(path: Path, keys: list[PublicKey]) -> dict[str, Any]:
+    try:
+        database = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        report = verify_journal(database, str(path), keys)
+        database.close()
+    except apsw.Error as error:
+        raise JournalError(f"{path}: {error}") from None
+    others = importlib.metadata.entry_points(group="energybid.verifiers")
+    for entry in others if report is None else ():
+        verifier: Callable[[str, list[PublicKey]], dict[str, Any] | None] = entry.load()
+        report = report or verifier(str(path), keys)
+    if report is None:
+        raise EnergybidError(f"{path} is neither a journal nor a head-end's database")
+    return report
+
+
+def _text(path: Path, report: dict[str, Any]) -> str:
+    verdict = "verified" if report["verified"] else "NOT VERIFIED"
+    lines = [f"{path}: {report['kind']}, {report['entries']} entries, {report['readings']} readings: {verdict}"]
+    if "signatures" in report:
+        lines.append(f"signatures: {report['signatures']}")
+    return "\n".join(lines + [f"fault: {fault}" for fault in report["faults"]])

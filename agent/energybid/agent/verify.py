@@ -1,0 +1,175 @@
+"""Verifying a journal or a batch file: rebuilds the tree from the entries and checks every root and signature.
+
+Used by ``energybid verify``; reads only, also while the agent runs.
+"""
+
+from collections import Counter
+from typing import Any
+
+from energybid.agent.journal import Acknowledged, EpochRow, Journal, Segment, split_hashes
+from energybid.core import cose
+from energybid.core.cose import PublicKey
+from energybid.core.entries import Reading
+from energybid.core.errors import EvidenceError
+from energybid.core.evidence import verify_receipt
+from energybid.core.log import Salts
+from energybid.core.ports import Database
+from energybid.core.tree import Frontier, leaf_hash
+from energybid.sync.batch import decode_batch, replay
+
+FAULTS_MAX = 100
+"""A report stops listing after so many."""
+
+
+class Report:
+    """Counts and faults on the way."""
+
+    def __init__(self, keys: list[PublicKey]) -> None:
+        """Check signatures under ``keys``; with none, hashes and order alone."""
+        self.keys = {key.kid: key for key in keys}
+        self.faults: list[str] = []
+        self.counts: Counter[str] = Counter()
+
+    def fault(self, text: str) -> None:
+        """Note a fault."""
+        self.counts["faults"] += 1
+        if len(self.faults) < FAULTS_MAX:
+            self.faults.append(text)
+
+    def key(self, kid: bytes) -> PublicKey:
+        """The key of a kid.
+
+        Raises:
+            EvidenceError: It was not given.
+        """
+        try:
+            return self.keys[kid]
+        except KeyError:
+            raise EvidenceError(f"signed by key {kid.hex()}, which was not given (--key)") from None
+
+    def result(self, kind: str, **facts: object) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return {
+            "kind": kind,
+            **facts,
+            "entries": self.counts["entries"],
+            "readings": self.counts["readings"],
+            "checkpoints": self.counts["checkpoints"],
+            "signatures": "checked" if self.keys else "not checked: no --key",
+            "verified": not self.faults,
+            "faults": self.faults,
+        }
+
+
+def verify_journal(database: Database, path: str, keys: list[PublicKey]) -> dict[str, Any] | None:
+    """Verify all of a journal; None when the database is none.
+
+    Args:
+        database: Opened for reading.
+        path: Its name.
+        keys: The gateway's public log keys, and the head-end's for the stored receipt.
+    """
+    tables = {name for (name,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    if not {"epoch", "segment", "head"} <= tables:
+        return None
+    report = Report(keys)
+    journal = Journal(database, path)
+    epochs = [_epoch(report, journal, epoch) for epoch in journal.epochs()]
+    head = journal.head
+    if head and epochs and (epochs[-1]["size"], epochs[-1]["root"]) != (head.frontier.size, head.frontier.root().hex()):
+        report.fault(f"the entries end at {epochs[-1]['size']}, the stored frontier at {head.frontier.size}")
+    return report.result(
+        "journal", epochs=epochs, acknowledged=_acknowledged(report, journal), gateway=head and head.epoch.origin
+    )
+
+
+def _acknowledged(report: Report, journal: Journal) -> int:
+    mark = journal.acknowledged()
+    if mark is None:
+        return 0
+    if report.keys:
+        try:
+            _check_receipt(report, journal, mark)
+        except EvidenceError as error:
+            report.fault(f"stored receipt: {error}")
+    return mark.size
+
+
+def _check_receipt(report: Report, journal: Journal, mark: Acknowledged) -> None:
+    receipt = verify_receipt(mark.receipt, report.key(cose.peek(mark.receipt)[0]))
+    root = journal.root_at(mark.epoch, receipt.size)
+    if receipt.size != mark.size or root not in {None, receipt.root}:
+        raise EvidenceError(f"what it signs, {receipt.size} entries, does not fit the log")
+
+
+def _epoch(report: Report, journal: Journal, epoch: EpochRow) -> dict[str, Any]:
+    walk = _Walk(report, epoch)
+    try:
+        for segment in journal.segments(epoch.number, 0):
+            walk.step(segment)
+    except EvidenceError as error:
+        report.fault(f"epoch {epoch.id.hex()}: {error}")
+    return {
+        "epoch": epoch.id.hex(),
+        "origin": epoch.origin,
+        "first": walk.first,
+        "size": walk.frontier.size,
+        "readings": walk.readings,
+        "root": walk.frontier.root().hex(),
+    }
+
+
+class _Walk:
+    """From segment to segment through one epoch."""
+
+    def __init__(self, report: Report, epoch: EpochRow) -> None:
+        self.first = 0
+        self.readings = 0
+        self.frontier = Frontier()
+        self._report = report
+        self._epoch = epoch
+        self._salts = Salts(epoch.secret)
+        self._begun = False
+
+    def step(self, segment: Segment) -> None:
+        if not self._begun:  # the beginning may have been pruned; then the first segment carries the frontier
+            self._begun = True
+            self.first = segment.first
+            self.frontier = Frontier(segment.first, split_hashes(segment.peaks or b""))
+        if segment.first != self.frontier.size:
+            raise EvidenceError(f"entries {self.frontier.size} to {segment.first} are missing")
+        previous_root = self.frontier.root()
+        for entry in segment.entries():
+            self.frontier.append(leaf_hash(self._salts.canonical(self.frontier.size, entry)))
+            self.readings += isinstance(entry, Reading)
+            self._report.counts["readings"] += isinstance(entry, Reading)
+            self._report.counts["entries"] += 1
+        if self.frontier.root() != segment.root:
+            raise EvidenceError(f"entries {segment.first} to {segment.end} do not lead to the root signed for them")
+        if self._report.keys:
+            signed = Journal.checkpoint_after(self._epoch, segment, previous_root)
+            signed.verify(self._report.key(segment.kid))
+        self._report.counts["checkpoints"] += 1
+
+
+def verify_batch(frame: bytes, origin: str | None, keys: list[PublicKey]) -> dict[str, Any]:
+    """Verify a batch frame on its own.
+
+    Args:
+        frame: The MQTT payload.
+        origin: ``tenant/gateway`` of the topic it came on; without it the signature can not be checked.
+        keys: The gateway's public log keys.
+    """
+    report = Report(keys)
+    batch = decode_batch(frame)
+    report.counts["entries"] = len(batch.entries)
+    report.counts["readings"] = sum(isinstance(entry, Reading) for entry in batch.entries)
+    if keys and origin:
+        start = Frontier() if batch.first == 0 else None
+        if start is None and batch.peaks is None:
+            raise EvidenceError(f"the batch begins at {batch.first}: its root needs the entries before it")
+        replay(batch, origin=origin, frontier=start, key_for=report.keys.get)
+        report.counts["checkpoints"] = 1
+    else:
+        report.keys = {}
+    return report.result("batch", epoch=batch.epoch.hex(), first=batch.first, end=batch.end)
