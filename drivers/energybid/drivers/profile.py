@@ -153,7 +153,7 @@ class Profile(Settings):
     timeout_s: Duration = Field(alias="timeout")
     """How long the meter may take to begin its reply."""
     defaults: Defaults = Defaults()
-    not_available: dict[Type, Patterns] = {}
+    not_available: dict[Type, Patterns] = Field(default_factory=dict)
     """Values of each type that mean "not available"."""
     identification: Identification = Identification()
     block: Annotated[list[Block], Field(min_length=1)]
