@@ -8,6 +8,7 @@ probes, later and later, queued behind the healthy ones, so a dead meter costs i
 import asyncio
 import contextlib
 import heapq
+import itertools
 import logging
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -71,18 +72,19 @@ class Meter:
 class _Job:
     meter: Meter
     group: int
-    index: int
+    turn: int
+    """Smaller: polled longer ago."""
     interval_ns: int
     wait_ns: int = 0
     """From the last poll to ``due_ns`` at most; longer than the interval while the meter is backed off."""
     due_ns: int = 0
 
     def __lt__(self, other: "_Job") -> bool:
-        """Earlier first; at the same time healthy meters first, then the plan's order."""
+        """Earlier first; at the same time healthy meters first, then who waits longest."""
         return self.key() < other.key()
 
     def key(self) -> tuple[int, bool, int]:
-        return self.due_ns, self.meter.state is MeterState.DEAD, self.index
+        return self.due_ns, self.meter.state is MeterState.DEAD, self.turn
 
 
 def next_boundary(now_ns: int, interval_ns: int) -> int:
@@ -119,6 +121,7 @@ class BusPoller:
             _Job(meter, number, index, round(group.interval_s * NS))
             for index, (meter, number, group) in enumerate(groups)
         ]
+        self._turns = itertools.count(len(self._heap))
         self._idle = asyncio.Lock()
         """Held by the worker that waits for the next poll to come due."""
         self._pushed = asyncio.Event()
@@ -148,12 +151,8 @@ class BusPoller:
             async with self._idle:
                 job = await self._next()
             await self._recorder.room()
-            due_ns = job.due_ns
             await self._poll(job)
-            now_ns = self._platform.now_ns()
-            if job.interval_ns:
-                self.overruns += max(0, (now_ns - due_ns) // job.interval_ns)
-            self._schedule(job, now_ns, self._wait_ns(job))
+            self._schedule_next(job, self._platform.now_ns())
             heapq.heappush(self._heap, job)
             self._pushed.set()
             self._recorder.cycle_done()
@@ -186,6 +185,16 @@ class BusPoller:
         job.wait_ns = wait_ns
         job.due_ns = next_boundary(now_ns + wait_ns - job.interval_ns, job.interval_ns) if job.interval_ns else now_ns
 
+    def _schedule_next(self, job: _Job, now_ns: int) -> None:
+        """The next boundary, or the newest one that passed meanwhile: a poll that is late is not left out."""
+        wait_ns = self._wait_ns(job)
+        if job.interval_ns == 0 or wait_ns > job.interval_ns:
+            self._schedule(job, now_ns, wait_ns)
+            return
+        due_ns = max(job.due_ns + job.interval_ns, now_ns // job.interval_ns * job.interval_ns)
+        self.overruns += (due_ns - job.due_ns) // job.interval_ns - 1
+        job.wait_ns, job.due_ns = wait_ns, due_ns
+
     def _wait_ns(self, job: _Job) -> int:
         """The interval, or longer for a dead meter: doubled with every failure up to ``BACKOFF_MAX_S``."""
         if job.meter.state is not MeterState.DEAD:
@@ -198,6 +207,7 @@ class BusPoller:
 
     async def _poll(self, job: _Job) -> None:
         meter = job.meter
+        job.turn = next(self._turns)
         try:
             sample = await self._driver.poll(meter.plan, job.group, probe=meter.state is MeterState.DEAD)
         except MeterError as error:
