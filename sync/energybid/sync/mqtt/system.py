@@ -8,6 +8,7 @@ What aiomqtt and paho leave open, and what is done about it here:
   that the broker's own flow control (Receive Maximum, MQTT 5.0 §3.3.4) bounds the queue and nothing is thrown away.
 * Every packet costs a wake-up of the loop and two changes to its selector: packets are written once per loop turn, and
   the socket is watched for writing only while the kernel's buffer is full.
+* paho's clock is looked at every second: here eight times in one keep-alive interval.
 * A connection that is closed before it is accepted is waited for until the time-out: it fails at once.
 * paho sends its whole queue again at reconnect: one client object serves one connection; the window is the caller's.
 
@@ -178,6 +179,11 @@ class _Client(aiomqtt.Client):
             self._watched = False
             self._loop.remove_writer(sock.fileno())
 
+    async def _misc_loop(self) -> None:
+        """Keep alive: eight looks in one interval are enough, where aiomqtt wakes an idle gateway every second."""
+        while self.paho.loop_misc() == MQTTErrorCode.MQTT_ERR_SUCCESS:  # noqa: ASYNC110  paho has no event for it
+            await asyncio.sleep(self._keepalive / 8)
+
     # -------------------------------------------------- ours
 
     def _flush(self) -> None:
@@ -296,7 +302,7 @@ class MqttUplink:
                 inbox.put_nowait(None)  # for whoever asks next
                 self._down(self._client.reason or "")
             self._client.taken(message)
-            yield Message(message.topic, message.payload, bool(message.retain))
+            yield Message(message.topic, bytes(message.payload), bool(message.retain))
 
     def wire_bytes(self) -> tuple[int, int]:
         """(sent, received) bytes on this connection, TLS records included, TCP/IP headers not."""
