@@ -45,7 +45,7 @@ class State(NamedTuple):
     """Phase to neutral."""
     frequency_mhz: int
     import_uj: Three
-    """Active energy imported since the replay began, µJ."""
+    """Active energy imported since the replay began, µJ, with what was there."""
     export_uj: Three
     reactive_uj: Three
     """Reactive energy since the replay began, µvar·s; never negative here."""
@@ -85,8 +85,6 @@ CHANNELS = 4
 Ledger = tuple[tuple[int, ...], ...]
 """Energy before a block by phase and channel, mJ."""
 
-NOTHING: Ledger = ((0,) * CHANNELS,) * PHASES
-
 
 @lru_cache(maxsize=1)
 def recorded_wh() -> tuple[int, ...]:
@@ -112,6 +110,11 @@ def _between(chance: random.Random, low: int, high: int) -> int:
     return low + int((high - low) * chance.random())
 
 
+def chance_between(seed: str, what: str, low: int, high: int) -> int:
+    """A number from ``low`` to below ``high`` that follows from the seed and what it is for."""
+    return _between(_chance(seed, what), low, high)
+
+
 def _texture(chance: random.Random) -> list[int]:
     """One weight for each second of a block: appliances that switch, and a little noise."""
     weights: list[int] = []
@@ -121,34 +124,46 @@ def _texture(chance: random.Random) -> list[int]:
     return weights[:SECONDS]
 
 
+class Site(NamedTuple):
+    """What may differ from the recorded household."""
+
+    load_permille: int = 1000
+    """The recorded energy is multiplied by this / 1,000; at least 1."""
+    pv_peak_w: int = 0
+    """Peak of a photovoltaic plant behind the meter, W."""
+    phases: int = PHASES
+    """1 puts everything on the first phase."""
+    import_wh: int = 0
+    """What had been imported when the replay begins, Wh; some reactive energy with it."""
+    begin_ms: int = 0
+    """Moment of the recording at which the replay begins, ms ≥ 0; taken down to whole blocks."""
+
+
+RECORDED = Site()
+
+
 class Household:
     """The replay of a recorded site, repeated for ever."""
 
-    def __init__(
-        self,
-        seed: str,
-        *,
-        wh_per_row: Sequence[int] | None = None,
-        load_permille: int = 1000,
-        pv_peak_w: int = 0,
-        phases: int = PHASES,
-    ) -> None:
+    def __init__(self, seed: str, site: Site = RECORDED, *, wh_per_row: Sequence[int] | None = None) -> None:
         """Choose the site.
 
         Args:
             seed: Texture, voltages and power factors follow from it.
+            site: What differs from the recorded household.
             wh_per_row: Energy of each half hour, Wh ≥ 0; the recorded household where it is None.
-            load_permille: The recorded energy is multiplied by this / 1,000; at least 1.
-            pv_peak_w: Peak of a photovoltaic plant behind the meter, W.
-            phases: 1 puts everything on the first phase.
         """
         self._seed = seed
         self._rows = tuple(recorded_wh() if wh_per_row is None else wh_per_row)
-        self._load = load_permille
-        self._pv_peak_w = pv_peak_w
+        self._load = site.load_permille
+        self._pv_peak_w = site.pv_peak_w
         chance = _chance(seed, "phases")
-        self._shares = [_between(chance, 250, 450) for _ in range(PHASES)] if phases == PHASES else [1, 0, 0]
-        self._ledger: tuple[int, Ledger] = (0, NOTHING)
+        self._shares = [_between(chance, 250, 450) for _ in range(PHASES)] if site.phases == PHASES else [1, 0, 0]
+        self._initial: Ledger = tuple(
+            (mj, 0, mj * 3 // 10, mj * 21 // 20) for mj in divide(site.import_wh * MJ_PER_WH, self._shares)
+        )
+        self._first = site.begin_ms // BLOCK_MS
+        self._ledger = (self._first, self._initial)
         self._block = lru_cache(maxsize=4)(self._make_block)
         self._curves = lru_cache(maxsize=4)(self._make_curves)
         self._knots = lru_cache(maxsize=8)(self._make_knots)
@@ -159,6 +174,7 @@ class Household:
         Args:
             at_ms: Milliseconds since the replay began, ≥ 0. Cheapest when it only grows.
         """
+        at_ms += self._first * BLOCK_MS
         index, within = divmod(at_ms, BLOCK_MS)
         second, ms = divmod(within, 1000)
         before = self._before(index)
@@ -184,7 +200,7 @@ class Household:
 
     def _before(self, index: int) -> Ledger:
         """Energy before a block; goes on from the last answer."""
-        known, ledger = self._ledger if self._ledger[0] <= index else (0, NOTHING)
+        known, ledger = self._ledger if self._ledger[0] <= index else (self._first, self._initial)
         for i in range(known, index):
             ledger = tuple(
                 tuple(a + b for a, b in zip(past, phase.of(phase.energy_mj), strict=True))

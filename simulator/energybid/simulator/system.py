@@ -47,7 +47,7 @@ class PtyTransport(asyncio.Transport):
         with contextlib.suppress(BlockingIOError):
             self._protocol.data_received(os.read(self._far, READ_SIZE))
 
-    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+    def write(self, data: "bytes | bytearray | memoryview[Any]") -> None:
         """Send; what does not fit is lost."""
         with contextlib.suppress(BlockingIOError):
             os.write(self._far, data)

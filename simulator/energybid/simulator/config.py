@@ -1,0 +1,178 @@
+"""bus.toml: the model of the file that ``energybid simulate bus`` reads. Imported by commands only."""
+
+import argparse
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
+
+from energybid.core.errors import ConfigurationError
+from energybid.core.settings import Duration, Settings, parse_toml
+from energybid.drivers.profile import load_profile
+from energybid.simulator.faults import UNIT_MAX, Fault, FaultSource
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+_DURATION = TypeAdapter[float](Duration)
+Rate = Annotated[float, Field(ge=0, le=1)]
+SERIAL_ONLY, TCP_ONLY = "crc_error", "wrong_transaction"
+
+
+def duration(text: str) -> float:
+    """A duration on the command line, such as 30s, in seconds; a type for argparse."""
+    try:
+        return _DURATION.validate_python(text)
+    except ValidationError as error:
+        raise argparse.ArgumentTypeError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+
+
+def _known_profile(name: str) -> str:
+    try:
+        load_profile(name)
+    except ConfigurationError as error:
+        raise ValueError("; ".join(error.faults)) from None
+    except OSError as error:
+        raise ValueError(f"{error.filename}: {error.strerror}") from None
+    return name
+
+
+class FaultsModel(Settings):
+    """``faults``: share of exchanges that each fault befalls, 0 to 1."""
+
+    no_reply: Rate = 0.0
+    """1.0 is a dead meter."""
+    exception: Rate = 0.0
+    """Exception 4 in place of the answer."""
+    wrong_unit: Rate = 0.0
+    wrong_transaction: Rate = 0.0
+    """TCP only."""
+    wrong_length: Rate = 0.0
+    """One register less than was asked for."""
+    crc_error: Rate = 0.0
+    """Serial lines only."""
+    half_frame: Rate = 0.0
+    late: Rate = 0.0
+    duplicate: Rate = 0.0
+    garbage: Rate = 0.0
+    """Some random bytes before the answer."""
+    late_by: Duration = Field(1.5, ge=0, le=60)
+    """How late a late answer is."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if sum(self.rates().values()) > 1:
+            raise ValueError("the rates together are above 1")
+        return self
+
+    def rates(self) -> dict[Fault, float]:
+        """Rate of each fault that can happen."""
+        return {fault: rate for fault in Fault if (rate := getattr(self, fault.value)) > 0}
+
+    def source(self, seed: str) -> FaultSource:
+        """Where the faults come from."""
+        return FaultSource(seed, self.rates(), self.late_by)
+
+
+class MeterModel(Settings):
+    """``[[bus.meter]]``: one meter and the site behind it."""
+
+    name: Name
+    """Unique in the file; texture and phases of its site follow from it and the seed."""
+    unit: int = Field(ge=1, le=UNIT_MAX)
+    profile: Annotated[str, AfterValidator(_known_profile)]
+    """A profile's name (``energybid config profiles``) or the path of a TOML file."""
+    reply_delay: Duration = Field(0.0, ge=0, le=10)
+    """From the end of the request to the start of the answer."""
+    load: float = Field(1.0, ge=0.001, le=10_000)
+    """The household's consumption is multiplied by it; taken to the nearest thousandth."""
+    pv_peak_w: int = Field(0, ge=0, le=10_000_000)
+    """Peak of a photovoltaic plant behind the meter, W; at noon the site may export."""
+    phases: Literal[1, 3] = 3
+    begin: Duration = Field(0.0, ge=0)
+    """Where in the recorded fortnight the replay begins."""
+    faults: FaultsModel = FaultsModel()
+
+
+class _BusModel(Settings):
+    name: Name
+    meter: list[MeterModel] = Field(min_length=1, max_length=UNIT_MAX)
+    faults: FaultsModel = FaultsModel()
+    """Befall every meter of the bus, where its own faults do not."""
+
+
+class TcpBusModel(_BusModel):
+    """``[[bus]]`` with ``kind = "modbus-tcp"``."""
+
+    kind: Literal["modbus-tcp"]
+    host: str = "127.0.0.1"
+    port: int = Field(0, ge=0, le=65535)
+    """0 lets the system choose; the readiness line tells."""
+    unknown_unit: Literal["exception", "silence"] = "exception"
+    """What the gateway does for units that are not there."""
+
+
+class RtuBusModel(_BusModel):
+    """``[[bus]]`` with ``kind = "modbus-rtu"``."""
+
+    kind: Literal["modbus-rtu"]
+    device: str = Field(min_length=1, max_length=4096)
+    """Where the link to the pseudo-terminal is made; relative to the file. Replaced if it is there as a link."""
+    baudrate: int = Field(9600, ge=300, le=1_000_000)
+    parity: Literal["N", "E", "O"] = "N"
+    stop_bits: Literal[1, 2] = 1
+
+
+BusModel = Annotated[TcpBusModel | RtuBusModel, Field(discriminator="kind")]
+
+
+class BusFile(Settings):
+    """All of bus.toml."""
+
+    seed: int = 0
+    """Everything that looks like chance follows from it."""
+    speed: float = Field(1.0, gt=0, le=100_000)
+    """Replayed seconds in a second; 60 replays an hour a minute."""
+    bus: list[BusModel] = Field(min_length=1, max_length=64)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        faults = [
+            f"{what} must be unique: {', '.join(twice)} stands more than once"
+            for what, names in self._names()
+            if (twice := sorted({name for name in names if names.count(name) > 1}))
+        ]
+        faults += [fault for number, bus in enumerate(self.bus) for fault in _misplaced(f"bus[{number}]", bus)]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def _names(self) -> list[tuple[str, list[str]]]:
+        return [
+            ("bus names", [bus.name for bus in self.bus]),
+            ("meter names", [meter.name for bus in self.bus for meter in bus.meter]),
+            ("devices", [bus.device for bus in self.bus if isinstance(bus, RtuBusModel)]),
+            *((f"units on bus {bus.name}", [str(meter.unit) for meter in bus.meter]) for bus in self.bus),
+        ]
+
+
+def _misplaced(key: str, bus: TcpBusModel | RtuBusModel) -> list[str]:
+    """Faults that can not happen on such a bus."""
+    impossible = SERIAL_ONLY if bus.kind == "modbus-tcp" else TCP_ONLY
+    tables = {f"{key}.faults": bus.faults, **{f"{key}.meter[{n}].faults": m.faults for n, m in enumerate(bus.meter)}}
+    return [
+        f"{place}.{impossible}: there is no such fault on {bus.kind}"
+        for place, table in tables.items()
+        if getattr(table, impossible) > 0
+    ]
+
+
+def load_bus_file(path: Path) -> BusFile:
+    """Read bus.toml.
+
+    Raises:
+        ConfigurationError: Every fault in it.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError([f"{path}: {error.strerror}: write one as simulator/README.md shows"]) from None
+    return parse_toml(str(path), data, BusFile)

@@ -1,0 +1,176 @@
+"""A meter: a profile turned round. It puts what it measures into registers and refuses what the model refuses.
+
+Here live the encoding of registers and the meter's side of reading them; what is measured comes from
+``instrument.py``. Sans I/O: a request's PDU and a moment of the replay go in, a PDU comes out.
+"""
+
+from collections.abc import Callable
+from fractions import Fraction
+from math import floor
+from struct import Struct
+from typing import NamedTuple
+
+from energybid.drivers.modbus.map import HOLDING, INPUT, TYPES
+from energybid.drivers.profile import FUNCTION_OF, LoadedProfile, Register, SerialNumber
+from energybid.simulator.faults import EXCEPTION_FLAG
+from energybid.simulator.household import Household, State
+from energybid.simulator.instrument import probe
+
+ILLEGAL_FUNCTION, ILLEGAL_ADDRESS, ILLEGAL_VALUE = 1, 2, 3
+"""Modbus Application Protocol V1.1b3 §7."""
+REGISTER_SIZE = 2
+
+_READ = Struct(">BHH")
+
+Raw = Callable[[State], int]
+"""The bit pattern of a register at a state, as an unsigned integer."""
+
+
+class Cell(NamedTuple):
+    """One number where it lies."""
+
+    first: int
+    count: int
+    words: Callable[[State], bytes]
+    """Its registers as they are sent."""
+
+    @property
+    def end(self) -> int:
+        """Address behind its last register."""
+        return self.first + self.count
+
+
+class Area(NamedTuple):
+    """Registers that may be read at once; where no cell lies they read 0."""
+
+    function: int
+    first: int
+    end: int
+    cells: tuple[Cell, ...]
+
+
+def raw_value(register: Register, value: Fraction) -> int | float:
+    """What a meter counts for a value in the register's unit.
+
+    Cumulative registers count only what is complete and roll over; other integers are rounded half-even.
+    """
+    if register.quantity.cumulative:
+        step = Fraction(10) ** register.quantity.exponent
+        value = floor(value / step) * step
+        if register.rollover is not None:
+            value %= register.rollover
+    counted = value / register.scale
+    if register.type == "float32":
+        return float(counted)
+    return floor(counted) if register.quantity.cumulative else round(counted)
+
+
+def encode(register: Register, value: Fraction) -> bytes:
+    """A value in the register's unit → its registers as they are sent.
+
+    What an integer register can not hold is sent as the model's mark for "not available", or as the nearest it can.
+    """
+    kind = TYPES[register.type]
+    raw = raw_value(register, value)
+    if isinstance(raw, int):
+        raw = _fitted(register, raw)
+    data = Struct(f">{kind.code}").pack(raw)
+    return _reversed_words(data) if register.little else data
+
+
+def _fitted(register: Register, raw: int) -> int:
+    bits = 16 * register.count
+    signed = register.type.startswith("int")
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    if low <= raw <= high:
+        return raw
+    if register.markers:
+        mark = register.markers[0]
+        return mark - (1 << bits) if mark > high else mark
+    return min(max(raw, low), high)
+
+
+def _reversed_words(data: bytes) -> bytes:
+    return b"".join(data[at : at + REGISTER_SIZE] for at in range(len(data) - REGISTER_SIZE, -1, -REGISTER_SIZE))
+
+
+class Meter:
+    """A meter of a profile's model at a site."""
+
+    def __init__(self, loaded: LoadedProfile, site: Household, *, serial_number: int = 10_000_001) -> None:
+        """Wire it up.
+
+        Args:
+            loaded: The model.
+            site: What it measures.
+            serial_number: What it says of itself where the profile knows the place; at most 9 digits.
+
+        Raises:
+            ValueError: The profile has a quantity that the simulated site has not.
+        """
+        profile = loaded.profile
+        self._site = site
+        self._limit = profile.max_registers
+        cells = [(register.function, _cell(register)) for register in loaded.registers]
+        areas = [
+            Area(
+                function := FUNCTION_OF[block.table],
+                block.first,
+                end := block.first + block.count,
+                tuple(c for f, c in cells if f == function and block.first <= c.first < end),
+            )
+            for block in profile.block
+        ]
+        if identity := profile.identification.serial_number:
+            areas.append(_identity(identity, serial_number))
+        self._areas = areas
+        self._functions = {area.function for area in areas}
+
+    def respond(self, pdu: bytes, at_ms: int) -> bytes:
+        """Answer a request.
+
+        Args:
+            pdu: Function code and data.
+            at_ms: Moment of the replay, ms.
+
+        Returns:
+            The PDU of the answer, or of exception 1 (function), 2 (address) or 3 (length or number of registers).
+        """
+        function = pdu[0]
+        if function not in self._functions:
+            return _refusal(function, ILLEGAL_FUNCTION)
+        if len(pdu) != _READ.size:
+            return _refusal(function, ILLEGAL_VALUE)
+        _, first, count = _READ.unpack(pdu)
+        if not 1 <= count <= self._limit:
+            return _refusal(function, ILLEGAL_VALUE)
+        area = next((a for a in self._areas if a.function == function and a.first <= first < a.end), None)
+        if area is None or first + count > area.end:
+            return _refusal(function, ILLEGAL_ADDRESS)
+        return bytes((function, REGISTER_SIZE * count)) + self._read(area, first, first + count, at_ms)
+
+    def _read(self, area: Area, first: int, end: int, at_ms: int) -> bytes:
+        state = self._site.state(at_ms)
+        image = bytearray(REGISTER_SIZE * (area.end - area.first))
+        for cell in area.cells:
+            if cell.first < end and cell.end > first:
+                at = REGISTER_SIZE * (cell.first - area.first)
+                image[at : at + REGISTER_SIZE * cell.count] = cell.words(state)
+        return bytes(image[REGISTER_SIZE * (first - area.first) : REGISTER_SIZE * (end - area.first)])
+
+
+def _refusal(function: int, code: int) -> bytes:
+    return bytes((function | EXCEPTION_FLAG, code))
+
+
+def _cell(register: Register) -> Cell:
+    measure = probe(register.quantity.obis)
+    return Cell(register.first, register.count, lambda state: encode(register, measure(state)))
+
+
+def _identity(place: SerialNumber, number: int) -> Area:
+    size = REGISTER_SIZE * place.count
+    text = str(number).encode("ascii").ljust(size, b"\x00") if place.type == "text" else number.to_bytes(size, "big")
+    end = place.register_ + place.count
+    function = HOLDING if place.table == "holding" else INPUT
+    return Area(function, place.register_, end, (Cell(place.register_, place.count, lambda _state: text),))
