@@ -80,9 +80,7 @@ class ScriptedDriver:
 @asynccontextmanager
 async def recording(platform: Platform, path, *, commit_interval_s=5.0, keep_s=3600.0) -> AsyncIterator[Recorder]:
     """An open recorder whose commits run; closed at the end."""
-    recorder = await open_recorder(
-        platform, str(path), "t/g", KEY, commit_interval_s=commit_interval_s, keep_s=keep_s
-    )
+    recorder = await open_recorder(platform, str(path), "t/g", KEY, commit_interval_s=commit_interval_s, keep_s=keep_s)
     recorder.started("1.0", bytes(32))
     task = asyncio.create_task(recorder.run())
     try:

@@ -27,7 +27,12 @@ class Writer:
         self.journal = Journal(apsw.Connection(self.path), self.path)
         head = self.journal.head or self.journal.begin_epoch(id_=b"e" * 16, origin="t/g", secret=SECRET)
         self.log = Log(
-            origin="t/g", epoch=b"e" * 16, secret=SECRET, signer=KEY, frontier=head.frontier.copy(), counter=head.counter
+            origin="t/g",
+            epoch=b"e" * 16,
+            secret=SECRET,
+            signer=KEY,
+            frontier=head.frontier.copy(),
+            counter=head.counter,
         )
 
     def commit(self, *entries: Known, acknowledged=None, time_ms=0):

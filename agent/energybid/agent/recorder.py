@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from energybid.agent.journal import Acknowledged, Commit, EpochRow, Journal
 from energybid.core.cose import Signer
-from energybid.core.entries import Clock, Epoch, Known, Reading, Start
+from energybid.core.entries import Clock, Declaration, Entry, Epoch, Known, Reading, Start
 from energybid.core.log import Log
 from energybid.core.ports import Platform, Sample
 from energybid.core.salt import SECRET_SIZE
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("energybid.agent")
 
-COMMIT_AT = 4096
-"""Entries that are committed at once, before the interval is over."""
-PENDING_MAX = 16_384
-"""Entries that may wait for the disk; then appending readings waits."""
+SEGMENT_WEIGHT = 20_000
+"""Numbers in one segment; then it is sealed and committed before the interval is over. Ten bytes are the most that a
+number takes, so that a segment always fits one frame of 256 KiB."""
+PENDING_MAX = 16 * SEGMENT_WEIGHT
+"""Numbers that may wait for the disk; then appending readings waits."""
 STEP_MS = 1000
 """The wall clock stepped when it moved so much against the monotonic clock between two readings."""
 PRUNE_EVERY_S = 600
@@ -33,6 +34,13 @@ PRUNE_EVERY_S = 600
 
 def _milliseconds(seconds: float) -> int:
     return int(seconds * 1000)
+
+
+def weight(entry: Entry) -> int:
+    """How many numbers an entry takes in a segment, about."""
+    if isinstance(entry, Reading):
+        return len(entry.values) + 2
+    return 30 + (sum(3 * len(quantities) for _, quantities in entry.groups) if isinstance(entry, Declaration) else 0)
 
 
 class Recorder:
@@ -62,6 +70,11 @@ class Recorder:
             counter=head.counter,
         )
         self._pending: list[Known] = []
+        self._sealed: list[Commit] = []
+        self._weight = 0
+        """Of ``_pending``."""
+        self._waiting = 0
+        """Weight of everything that is not on the disk."""
         self._before = self._log.peaks
         self.on_commit: list[Callable[[], None]] = []
         """Called after every commit."""
@@ -92,10 +105,10 @@ class Recorder:
         """Append any entry; returns its sequence."""
         sequence = self._log.append(entry)
         self._pending.append(entry)
-        if len(self._pending) >= COMMIT_AT:
+        self._weight += weight(entry)
+        if self._weight >= SEGMENT_WEIGHT:
+            self._seal()
             self._wake.set()
-            if len(self._pending) >= PENDING_MAX:
-                self._room.clear()
         return sequence
 
     def started(self, version: str, configuration: bytes) -> None:
@@ -157,23 +170,34 @@ class Recorder:
             JournalError: The disk refused; the agent must stop.
         """
         self._wake.clear()
+        self._seal()
+        sealed, self._sealed = self._sealed, []
+        for commit in sealed:
+            # Shielded: a commit that has begun ends, also when the agent is told to stop meanwhile.
+            await asyncio.shield(asyncio.ensure_future(self._platform.offload(self.journal.commit, commit)))
+            self._waiting -= sum(map(weight, commit.entries))
+            for listener in self.on_commit:
+                listener()
+        if self._waiting < PENDING_MAX:
+            self._room.set()
+
+    def _seal(self) -> None:
+        """Sign what is pending: from here on it is one segment."""
         if not self._pending:
             return
-        entries, self._pending = self._pending, []
-        before, self._before = self._before, self._log.peaks
         acknowledge, self._acknowledge = self._acknowledge, None
         checkpoint = self._log.checkpoint(self._platform.now_ns() // 1_000_000, int(self._platform.clock_state()))
-        commit = Commit(entries, checkpoint, before, self._before, acknowledge)
-        # Shielded: a commit that has begun ends, also when the agent is told to stop meanwhile.
-        await asyncio.shield(asyncio.ensure_future(self._platform.offload(self.journal.commit, commit)))
-        if len(self._pending) < PENDING_MAX:
-            self._room.set()
-        for listener in self.on_commit:
-            listener()
+        peaks = self._log.peaks
+        self._sealed.append(Commit(self._pending, checkpoint, self._before, peaks, acknowledge))
+        self._before = peaks
+        self._waiting += self._weight
+        self._pending, self._weight = [], 0
+        if self._waiting >= PENDING_MAX:
+            self._room.clear()
 
     def abandon(self) -> None:
         """Sign nothing more: what is pending is dropped."""
-        self._pending = []
+        self._pending, self._weight = [], 0
 
     async def close(self) -> None:
         """Commit what is left, with the acknowledged mark, and close the journal."""

@@ -13,15 +13,15 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
-from energybid.agent.journal import EpochRow, Journal
+from energybid.agent.journal import EpochRow, Journal, Segment
 from energybid.agent.plan import UplinkPlan
 from energybid.agent.recorder import Recorder
 from energybid.core.cose import PublicKey
 from energybid.core.errors import EvidenceError, RollbackError, UplinkDownError
-from energybid.core.evidence import Receipt, SignedCheckpoint, verify_receipt
+from energybid.core.evidence import Receipt, verify_receipt
 from energybid.core.log import Salts
 from energybid.core.ports import Platform, Uplink
-from energybid.sync.batch import encode_batch
+from energybid.sync.batch import BatchTooLargeError, encode_batch
 from energybid.sync.topics import Topics
 
 if TYPE_CHECKING:
@@ -54,19 +54,26 @@ def build_batch(journal: Journal, epoch: EpochRow, salts: Salts, first: int) -> 
     Raises:
         EvidenceError: ``first`` is not where a segment begins, or was pruned.
     """
-    entries: list[Entry] = []
-    last = None
+    segments: list[tuple[Segment, list[Entry]]] = []
+    end = first
     for segment in journal.segments(epoch.number, first):
-        if last and len(entries) + segment.end - segment.first > BATCH_ENTRIES:
+        if segments and segment.end - first > BATCH_ENTRIES:
             break
-        if segment.first != first + len(entries):
-            raise EvidenceError(f"the journal does not hold entry {first + len(entries)} any more")
-        entries += segment.entries()
-        last = segment
-    if last is None:
-        return None
-    checkpoint: SignedCheckpoint = journal.checkpoint(epoch, last)
-    return Built(first, last.end, encode_batch(first=first, entries=entries, checkpoint=checkpoint, salts=salts))
+        if segment.first != end:
+            raise EvidenceError(f"the journal does not hold entry {end} any more")
+        segments.append((segment, segment.entries()))
+        end = segment.end
+    while segments:
+        last = segments[-1][0]
+        checkpoint = journal.checkpoint(epoch, last)
+        entries = [entry for _, some in segments for entry in some]
+        try:
+            frame = encode_batch(first=first, entries=entries, checkpoint=checkpoint, salts=salts)
+        except BatchTooLargeError:
+            segments = segments[: len(segments) // 2]  # one segment always fits
+        else:
+            return Built(first, last.end, frame)
+    return None
 
 
 class Uploader:
