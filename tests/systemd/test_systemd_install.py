@@ -114,7 +114,9 @@ def test_rights_keep_others_out(tmp_path: Path) -> None:
     rights = {path: (stat.S_IMODE(mode), owner, group) for path, (mode, owner, group, _) in found.items()}
     assert rights["etc/energybid"] == (0o750, 0, gid)
     assert rights["etc/energybid/gateway.toml"] == (0o640, 0, gid)
-    assert rights["etc/energybid/keys"] == (0o1770, 0, gid), "the user may make a key there, and not take another's away"
+    assert rights["etc/energybid/keys"] == (0o1770, 0, gid), (
+        "the user may make a key there, and not take another's away"
+    )
 
 
 @as_root

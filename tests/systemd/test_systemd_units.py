@@ -36,7 +36,7 @@ def exposure(unit: Path) -> float:
 
 
 def test_the_units_are_those_that_the_installer_knows() -> None:
-    named = set(re.findall(r"energybid-[a-z]+\.service", (SYSTEMD / "install").read_text()))
+    named = set(re.findall(r"energybid-[a-z-]+\.service", (SYSTEMD / "install").read_text()))
     assert named == set(UNITS)
 
 
