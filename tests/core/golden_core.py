@@ -1,0 +1,180 @@
+"""The values behind tests/golden/{entry-*,log,tree,checkpoint-*,receipt-*}.json.
+
+``python tests/core/golden_core.py`` writes the files. They are what other implementations test against: a change of a
+file is a change of a format and needs a new version in docs/formats.md. The private keys here are for tests alone.
+"""
+
+import json
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from energybid.core import cbor
+from energybid.core.cose import EDDSA, ES256, PrivateKey
+from energybid.core.entries import (
+    TYPE_OF,
+    Clock,
+    Declaration,
+    Entry,
+    Epoch,
+    Gap,
+    GapReason,
+    Known,
+    Reading,
+    Start,
+    Unknown,
+)
+from energybid.core.evidence import Checkpoint, Receipt, sign_checkpoint, sign_receipt
+from energybid.core.log import Salts
+from energybid.core.quantities import Obis
+from energybid.core.tree import EMPTY_ROOT, Frontier, consistency_proof, inclusion_proof, leaf_hash, root_of
+
+FOLDER = Path(__file__).parent.parent / "golden"
+ORIGIN = "acme/gw-7"
+EPOCH = bytes(range(16))
+SECRET = bytes(range(32, 64))
+SALTS = Salts(SECRET)
+KEYS = {
+    "ed25519": PrivateKey.from_entropy(bytes(range(48)), EDDSA),
+    "es256": PrivateKey.from_entropy(bytes(range(48)), ES256),
+}
+_QUANTITIES = (
+    (Obis.parse("1-0:32.7.0").code, "V", -1, False),
+    (Obis.parse("1-0:14.7.0").code, "Hz", -2, False),
+    (Obis.parse("1-0:1.8.0").code, "Wh", 1, True),
+)
+
+ENTRIES: dict[str, Entry] = {
+    "epoch": Epoch(ORIGIN, 1_767_225_600_000, (bytes(range(16, 32)), 70_000, sha256(b"the epoch before").digest())),
+    "start": Start(sha256(b"boot").digest()[:16], 1_767_225_600_001, 4_294_967_296, 2, "0.1.0", sha256(b"c").digest()),
+    "declaration": Declaration(
+        "zähler-1",
+        "acme-em3",
+        sha256(b"profile").digest(),
+        "SN 0042",
+        ((1_000, _QUANTITIES[:2]), (60_000, _QUANTITIES[2:])),
+    ),
+    "reading": Reading(2, 0, 1_767_225_601_020, 38, 2, 1, 4_294_968_315, (2_301, 5_001), None),
+    "reading-partial": Reading(2, 0, 1_767_225_602_024, 61, 1, 1, 4_294_969_319, (None, 24), (1, 16)),
+    "reading-bounds": Reading(2, 1, -1, 0, 0, 1, 2**63 - 1, (-(2**63),), None),
+    "clock": Clock(1, 4_294_969_400, 1_767_225_602_105, 1_767_229_202_105, 2),
+    "gap": Gap(2, 1_767_229_203_000, 1_767_229_209_000, GapReason.NO_REPLY, 7),
+    "gap-all": Gap(None, 1_767_229_210_000, 1_767_229_211_000, GapReason.NO_SPACE, 300),
+}
+ENTRIES["unknown-type"] = Unknown(cbor.encode((1, 4_000, SALTS.salt(len(ENTRIES)), "an entry of a later release", [7])))
+ENTRIES["unknown-version"] = Unknown(cbor.encode((2, 3, SALTS.salt(len(ENTRIES)), [[False]])))
+
+CANONICAL = [SALTS.canonical(sequence, entry) for sequence, entry in enumerate(ENTRIES.values())]
+LEAVES = [leaf_hash(raw) for raw in CANONICAL]
+CHECKPOINT = Checkpoint(
+    ORIGIN, EPOCH, len(LEAVES), root_of(LEAVES), 4, root_of(LEAVES[:4]), 1_767_229_215_000, 2, 1_234_567
+)
+FIRST_CHECKPOINT = Checkpoint(ORIGIN, EPOCH, 4, root_of(LEAVES[:4]), 0, EMPTY_ROOT, 1_767_225_605_000, 1, 1_234_566)
+RECEIPT = Receipt(ORIGIN, EPOCH, len(LEAVES), root_of(LEAVES), 1_767_229_216_789)
+
+
+def plain(value: Any) -> Any:
+    """As JSON: byte strings in CBOR's diagnostic notation h'…' (RFC 8949 §8), tuples as lists."""
+    if isinstance(value, bytes):
+        return f"h'{value.hex()}'"
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value
+
+
+def unplain(value: Any) -> Any:
+    """Undo ``plain``; lists become tuples."""
+    if isinstance(value, str) and value.startswith("h'"):
+        return bytes.fromhex(value[2:-1])
+    if isinstance(value, dict):
+        return {key: unplain(item) for key, item in value.items()}
+    return tuple(map(unplain, value)) if isinstance(value, list) else value
+
+
+def untuple(value: Any) -> Any:
+    """Tuples as lists."""
+    return [untuple(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def read(name: str) -> dict[str, Any]:
+    """One golden file, byte strings as bytes and lists as tuples."""
+    content: dict[str, Any] = unplain(json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")))
+    return content
+
+
+def _entry(sequence: int, entry: Entry) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if not isinstance(entry, Unknown):
+        fields = {"type": TYPE_OF[type(entry)], "salt": SALTS.salt(sequence), "fields": entry._asdict()}
+    return {"sequence": sequence, **fields, "canonical": CANONICAL[sequence], "leaf": LEAVES[sequence]}
+
+
+def _log() -> dict[str, Any]:
+    return {
+        "origin": ORIGIN,
+        "epoch": EPOCH,
+        "secret": SECRET,
+        "seeds": {0: SALTS.seed(0), 1: SALTS.seed(1), 2**40: SALTS.seed(2**40)},
+        "salts": {n: SALTS.salt(n) for n in (0, 255, 256, 511, 2**48 + 3)},
+        "entries": [f"entry-{name}.json" for name in ENTRIES],
+        "keys": {
+            name: {"pem": key.public.pem().decode(), "thumbprint": key.public.thumbprint(), "kid": key.kid}
+            for name, key in KEYS.items()
+        },
+    }
+
+
+def _tree() -> dict[str, Any]:
+    frontier = Frontier()
+    frontiers = [frontier.peaks]
+    for leaf in LEAVES:
+        frontier.append(leaf)
+        frontiers.append(frontier.peaks)
+    size = len(LEAVES)
+    return {
+        "leaves": LEAVES,
+        "roots": [root_of(LEAVES[:n]) for n in range(size + 1)],
+        "frontiers": frontiers,
+        "inclusion": [{"index": i, "size": size, "proof": inclusion_proof(LEAVES, i)} for i in range(size)],
+        "consistency": [{"first": n, "second": size, "proof": consistency_proof(LEAVES, n)} for n in range(size + 1)],
+    }
+
+
+def _signed() -> dict[str, dict[str, Any]]:
+    files = {}
+    for name, key in KEYS.items():
+        for kind, checkpoint in (("checkpoint", CHECKPOINT), ("checkpoint-first", FIRST_CHECKPOINT)):
+            files[f"{kind}-{name}"] = {
+                "fields": checkpoint._asdict(),
+                "payload": checkpoint.payload(),
+                "message": sign_checkpoint(checkpoint, key).message(),
+                "key": name,
+            }
+        files[f"receipt-{name}"] = {
+            "fields": RECEIPT._asdict(),
+            "payload": RECEIPT.payload(),
+            "message": sign_receipt(RECEIPT, key),
+            "key": name,
+        }
+    return files
+
+
+def files() -> dict[str, Any]:
+    """Name → content of every golden file kept here. ES256 signatures differ from call to call."""
+    entries = {f"entry-{name}": _entry(n, entry) for n, (name, entry) in enumerate(ENTRIES.items())}
+    return {**entries, "log": _log(), "tree": _tree(), **_signed()}
+
+
+def known(name: str) -> Known:
+    """A golden entry of a known type."""
+    entry = ENTRIES[name]
+    assert not isinstance(entry, Unknown)
+    return entry
+
+
+if __name__ == "__main__":
+    for file, content in files().items():
+        text = json.dumps(plain(content), indent=1, ensure_ascii=False)
+        (FOLDER / f"{file}.json").write_text(text + "\n", encoding="utf-8")
