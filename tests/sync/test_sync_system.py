@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import os
 import pathlib
 import socket
 import threading
+import time
 
 import pytest
 from energybid.core.errors import JournalError
@@ -71,8 +73,27 @@ def test_clock_is_cached() -> None:
     for now[0] in (0.0, 9.9, 10.0, 11.0):
         assert clock() in ClockState
     assert asked == [0.0, 10.0]
-    clock._adjtimex, now[0] = None, 30.0
-    assert clock() is ClockState.UNSYNCHRONISED
+
+
+@pytest.mark.parametrize(
+    ("age_s", "expected"),
+    [
+        (None, ClockState.UNSYNCHRONISED),
+        (0, ClockState.SYNCHRONISED),
+        (2048, ClockState.SYNCHRONISED),
+        (4100, ClockState.HOLDOVER),
+    ],
+)
+def test_clock_asks_timesyncd_where_adjtimex_is_refused(
+    tmp_path: pathlib.Path, age_s: int | None, expected: ClockState
+) -> None:
+    mark = tmp_path / "synchronized"
+    if age_s is not None:
+        mark.touch()
+        os.utime(mark, (time.time() - age_s,) * 2)
+    clock = system.Clock(mark=mark)
+    clock._adjtimex = lambda _: -1
+    assert clock() is expected
 
 
 @pytest.mark.parametrize("abstract", [False, True])
