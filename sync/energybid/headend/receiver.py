@@ -57,7 +57,7 @@ class Receiver:
         self._settings = settings
         self._ledger = ledger
         self._queue: asyncio.Queue[Message] = asyncio.Queue(TRANSACTION_MAX)
-        self._said = ""
+        self._said: str | None = None
 
     async def run(self) -> None:
         """Serve until cancelled, over all connections.

@@ -52,11 +52,15 @@ class _Verification:
         self._store = store
         self._given = {key.kid: key for key in keys}
         self._own: dict[str | None, dict[bytes, PublicKey]] = {}
-        for origin, pem in store.registered():
-            key = PublicKey.from_pem(pem.encode())
-            self._own.setdefault(origin, {})[key.kid] = key
         self.faults: list[str] = []
         self._broken = 0
+        for origin, pem in store.registered():
+            try:
+                key = PublicKey.from_pem(pem.encode())
+            except ValueError as error:
+                self._fault(f"a registered key of {origin or 'the head-end'} can not be read: {error}")
+            else:
+                self._own.setdefault(origin, {})[key.kid] = key
 
     def report(self) -> dict[str, Any]:
         gateways: list[dict[str, Any]] = [
