@@ -64,7 +64,7 @@ def _fast(request: Request, slow: Decoder, *, little: bool) -> Decoder:
 
 
 def _swapped(data: bytes) -> bytes:
-    """The bytes of each register swapped: big-endian registers, least significant first, become one little-endian run."""
+    """Each register's bytes swapped: big-endian registers, least significant first, become one little-endian run."""
     words = array("H", data)
     words.byteswap()
     return words.tobytes()

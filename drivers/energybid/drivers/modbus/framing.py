@@ -89,12 +89,16 @@ class RtuReplies:
     (noise, an echo of the request, other units' frames) is passed over, byte by byte.
     """
 
-    __slots__ = ("_buffer", "_exception", "_head", "_size", "seen")
+    __slots__ = ("_buffer", "_exception", "_head", "_size", "behind", "corrupt", "seen")
 
     def __init__(self) -> None:
         """Start without an expectation: all bytes are passed over."""
         self.seen = 0
         """Bytes fed since the last ``expect``."""
+        self.corrupt = False
+        """Since the last ``expect`` something began as the reply does and had a wrong CRC."""
+        self.behind = 0
+        """Bytes that came together with the reply's end and do not belong to it."""
         self.forget()
 
     def forget(self) -> None:
@@ -116,6 +120,8 @@ class RtuReplies:
         self._exception = bytes((unit, head[0] | EXCEPTION_FLAG))
         self._size = size + RTU_OVERHEAD
         self.seen = 0
+        self.corrupt = False
+        self.behind = 0
 
     def feed(self, data: bytes) -> list[Frame]:
         """Add received bytes.
@@ -135,7 +141,9 @@ class RtuReplies:
                 break
             if crc16(buffer[at:stop]) == 0:
                 self.forget()
+                self.behind = len(buffer) - stop
                 return [Frame(buffer[at], 0, buffer[at + 1 : stop - 2])]
+            self.corrupt |= buffer.startswith(head, at)
             at += 1
         # What no reply can begin in is dropped; so at most one frame less a byte is kept.
         self._buffer = buffer[at:] if at >= 0 else buffer[len(buffer) - len(head) + 1 :]

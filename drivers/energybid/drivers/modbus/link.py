@@ -1,0 +1,199 @@
+"""The connection under a driver: opens the bus when it is needed, and again, with back-off, after a loss.
+
+Here live connecting and queueing; how requests and replies are matched is in ``mbap`` and ``rtu``. Bytes go through
+callbacks (``asyncio.Protocol``): at thousands of replies a second, streams would cost more than decoding does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from energybid.core.errors import BusDownError
+from energybid.drivers.modbus.exchange import Exchange, Failure, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from energybid.core.ports import BusPlan, Platform
+    from energybid.drivers.modbus.exchange import Asked
+
+BACK_OFF_MIN_S, BACK_OFF_MAX_S = 0.5, 30.0
+NEVER = float("inf")
+CLOSED = "closed by the other side"
+
+
+class Link(asyncio.Protocol, ABC):
+    """Carries exchanges over one bus; one per driver."""
+
+    def __init__(self, platform: Platform, plan: BusPlan) -> None:
+        """Prepare a link; it connects when it is first needed.
+
+        Args:
+            platform: The seams.
+            plan: The bus.
+        """
+        self._platform = platform
+        self._plan = plan
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._opening: asyncio.Task[BusDownError | None] | None = None
+        self._closed = False
+        self._down = BusDownError(f"{plan.name}: not opened yet")
+        self._retry_at = -NEVER
+        self._back_off_s = BACK_OFF_MIN_S
+        self._proven = False
+        """Something was answered on this connection."""
+        self._loss = Failure.BUS_DOWN
+        """What becomes of the exchanges under way when the connection is lost."""
+        self._reason = CLOSED
+        self._pending: list[Exchange] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._pump_due = False
+        self.ignored = 0
+        """Frames (TCP) or bytes (serial) that answered nothing: late, duplicate or foreign."""
+
+    # ------------------------------------------------------------ exchanges
+
+    async def run(self, asked: Sequence[Asked], timeout_s: float) -> Exchange:
+        """Send requests and wait until each is settled.
+
+        Raises:
+            BusDownError: The bus can not be opened, or was lost.
+        """
+        if self._transport is None:
+            await self._connect()
+        exchange = Exchange(asked, timeout_s, self._loop.create_future())
+        self._pending.append(exchange)
+        self._pump_soon()
+        try:
+            await exchange.done
+        except asyncio.CancelledError:
+            if exchange in self._pending:
+                self._pending.remove(exchange)
+            raise
+        if Failure.BUS_DOWN in exchange.outcomes:
+            raise self._down
+        return exchange
+
+    def _pump_soon(self) -> None:
+        """Send after all that is ready to run now has run: requests of several polls then leave in one write."""
+        if not self._pump_due:
+            self._pump_due = True
+            self._loop.call_soon(self._pump_now)
+
+    def _pump_now(self) -> None:
+        self._pump_due = False
+        if self._transport is not None:
+            self._pump(self._transport)
+
+    @abstractmethod
+    def _pump(self, transport: asyncio.Transport) -> None:
+        """Send what may be sent now."""
+
+    @abstractmethod
+    def _reset(self) -> None:
+        """Begin anew on a fresh connection."""
+
+    @abstractmethod
+    def _under_way(self) -> list[tuple[Exchange, int]]:
+        """Take all requests that were sent and not settled."""
+
+    @abstractmethod
+    def _on_timer(self) -> None:
+        """The time asked of ``_wake_at`` has come."""
+
+    def _wake_at(self, when: float) -> None:
+        """Have ``_on_timer`` called at a loop time, or earlier."""
+        if self._timer is not None:
+            if self._timer.when() <= when:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        self._on_timer()
+
+    # ------------------------------------------------------------ connection
+
+    async def _connect(self) -> None:
+        while self._transport is None:
+            if self._closed or self._loop.time() < self._retry_at:
+                raise self._down
+            if self._opening is None:
+                self._opening = self._loop.create_task(self._open())
+            # Shielded: a poll that is cancelled must not take the connection from the others that wait for it.
+            if error := await asyncio.shield(self._opening):
+                raise error
+
+    async def _open(self) -> BusDownError | None:
+        try:
+            await self._platform.open_bus(self._plan.endpoint, lambda: self)
+        except BusDownError as error:
+            self._back_off(BusDownError(f"{self._plan.name}: {error}"))
+            return self._down
+        finally:
+            self._opening = None
+        return None
+
+    def _back_off(self, error: BusDownError) -> None:
+        self._down = error
+        self._retry_at = self._loop.time() + self._back_off_s * self._platform.random.uniform(0.75, 1.25)
+        self._back_off_s = min(2 * self._back_off_s, BACK_OFF_MAX_S)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Use a fresh connection."""
+        if not isinstance(transport, asyncio.Transport):
+            raise TypeError("a bus needs a transport for both directions")
+        self._transport = transport
+        self._proven = False
+        self._loss, self._reason = Failure.BUS_DOWN, CLOSED
+        self._reset()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail what is under way; allow the next attempt at once if this connection had worked."""
+        self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        error = BusDownError(f"{self._plan.name}: connection lost: {exc or self._reason}")
+        if self._proven:
+            self._down = error
+            self._back_off_s = BACK_OFF_MIN_S
+            self._retry_at = -NEVER
+        else:
+            self._back_off(error)
+        self._fail_all(self._loss)
+
+    def _skip_rest(self, exchange: Exchange) -> None:
+        """A meter that did not answer at all is not asked the rest: a dead meter costs one time-out."""
+        if exchange.silent and exchange in self._pending:
+            self._pending.remove(exchange)
+            exchange.settle_unsent(Failure.NO_REPLY)
+
+    def _fail_all(self, outcome: Outcome) -> None:
+        for exchange, index in self._under_way():
+            exchange.settle(index, outcome)
+        pending, self._pending = self._pending, []
+        for exchange in pending:
+            exchange.settle_unsent(outcome)
+
+    def _drop(self, outcome: Failure, reason: str) -> None:
+        """Give the connection up: what is under way fails with ``outcome``, the next try connects again."""
+        self._loss, self._reason = outcome, reason
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def close(self) -> None:
+        """Release the bus; idempotent."""
+        self._closed = True
+        self._down = BusDownError(f"{self._plan.name}: closed")
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait([self._opening])
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport = None
+        self._fail_all(Failure.BUS_DOWN)
