@@ -10,8 +10,8 @@ import json
 import logging
 import sys
 
-from amqtt.broker import Broker
-from amqtt.contexts import BrokerConfig, ListenerConfig
+from amqtt.broker import Broker  # type: ignore[import-untyped]
+from amqtt.contexts import BrokerConfig, ListenerConfig  # type: ignore[import-untyped]
 
 from energybid.simulator.system import stop_event
 

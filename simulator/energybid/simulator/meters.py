@@ -5,10 +5,10 @@ Here live the encoding of registers and the meter's side of reading them; what i
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
 from struct import Struct
-from typing import NamedTuple
 
 from energybid.drivers.modbus.map import HOLDING, INPUT, TYPES
 from energybid.drivers.profile import FUNCTION_OF, LoadedProfile, Register, SerialNumber
@@ -26,7 +26,8 @@ Raw = Callable[[State], int]
 """The bit pattern of a register at a state, as an unsigned integer."""
 
 
-class Cell(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Cell:
     """One number where it lies."""
 
     first: int
@@ -40,7 +41,8 @@ class Cell(NamedTuple):
         return self.first + self.count
 
 
-class Area(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Area:
     """Registers that may be read at once; where no cell lies they read 0."""
 
     function: int

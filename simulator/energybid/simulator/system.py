@@ -35,7 +35,8 @@ class PtyTransport(asyncio.Transport):
         try:
             tty.setraw(self._near)
             os.set_blocking(self._far, False)
-            link.unlink(missing_ok=True)
+            if link.is_symlink():
+                link.unlink()
             link.symlink_to(self.device)
         except OSError:
             self._release()
@@ -48,7 +49,9 @@ class PtyTransport(asyncio.Transport):
             self._protocol.data_received(os.read(self._far, READ_SIZE))
 
     def write(self, data: "bytes | bytearray | memoryview[Any]") -> None:
-        """Send; what does not fit is lost."""
+        """Send; what does not fit, or comes after ``close``, is lost."""
+        if self._closing:
+            return
         with contextlib.suppress(BlockingIOError):
             os.write(self._far, data)
 

@@ -1,0 +1,184 @@
+import struct
+from fractions import Fraction
+
+import pytest
+from energybid.core.quantities import Obis
+from energybid.drivers.modbus.decode import decoder
+from energybid.drivers.profile import LoadedProfile, compile_profile, list_profiles, load_profile, parse_profile
+from energybid.simulator.household import UJ_PER_WH, Household, Site
+from energybid.simulator.instrument import probe
+from energybid.simulator.meters import Meter
+from hypothesis import given
+from hypothesis import strategies as st
+
+PROFILES = {name: load_profile(name) for name in list_profiles()}
+SITE = Site(pv_peak_w=6000, import_wh=3_456_789)
+MOMENTS = st.integers(0, 14 * 86_400_000)
+
+SCALED = b"""
+manufacturer = "Test"
+model = "M1"
+max_registers = 10
+baudrates = [9600]
+parities = ["N"]
+timeout = "1 s"
+source = [{ title = "made for tests" }]
+defaults = { table = "holding" }
+block = [{ table = "holding", first = 100, count = 20 }, { table = "holding", first = 130, count = 2 }]
+quantity = [
+  { name = "small", obis = "1-0:1.8.0", register = 100, type = "uint16", unit = "Wh", resolution = "1", cumulative = true, rollover = "10000" },
+  { name = "narrow", obis = "1-0:32.7.0", register = 104, type = "int16", scale = "0.001", unit = "V", resolution = "0.001", not_available = ["8000"] },
+  { name = "clamped", obis = "1-0:52.7.0", register = 105, type = "int16", scale = "0.001", unit = "V", resolution = "0.001" },
+  { name = "far", obis = "1-0:14.7.0", register = 130, type = "uint32", scale = "0.001", word_order = "little", unit = "Hz", resolution = "0.001" },
+]
+[identification]
+serial_number = { table = "input", register = 9, type = "text", count = 6 }
+"""  # noqa: E501
+
+
+@pytest.fixture(scope="module")
+def scaled() -> LoadedProfile:
+    return parse_profile("scaled", SCALED, source="scaled.toml")
+
+
+def read(meter: Meter, function: int, first: int, count: int, at_ms: int = 0) -> bytes:
+    return meter.respond(struct.pack(">BHH", function, first, count), at_ms)
+
+
+def poll(loaded: LoadedProfile, meter: Meter, at_ms: int) -> dict[str, int | None]:
+    """What the driver's own compilation and decoding make of the meter's answers."""
+    (group,), compiled = compile_profile(loaded, interval_s=1)
+    values: list[int | None] = []
+    for request in compiled.groups[0]:
+        answer = read(meter, request.function, request.first, request.count, at_ms)
+        assert answer[:2] == bytes((request.function, 2 * request.count))
+        values += decoder(request)(answer[2:])[0]
+    assert len(values) == len(group.quantities)
+    return {str(quantity.obis): value for quantity, value in zip(group.quantities, values, strict=True)}
+
+
+@pytest.mark.parametrize("name", list_profiles())
+@given(at_ms=MOMENTS)
+def test_every_quantity_reads_back_as_the_physical_state(name: str, at_ms: int) -> None:
+    loaded = PROFILES[name]
+    read_back = poll(loaded, Meter(loaded, Household("x", SITE)), at_ms)
+    state = Household("x", SITE).state(at_ms)
+    for register in loaded.registers:
+        quantity = register.quantity
+        exact = probe(quantity.obis)(state) / Fraction(10) ** quantity.exponent
+        mantissa = read_back[str(quantity.obis)]
+        assert mantissa is not None
+        if quantity.cumulative:
+            assert mantissa == exact.__floor__(), register.name
+        else:
+            assert abs(mantissa - exact) <= Fraction(1, 2) + abs(exact) / 2**23, register.name
+
+
+@pytest.mark.parametrize("name", list_profiles())
+@given(begin=MOMENTS, steps=st.lists(st.integers(1, 4_000_000), min_size=1, max_size=10))
+def test_energy_registers_never_decrease_and_follow_the_recording(name: str, begin: int, steps: list[int]) -> None:
+    loaded = PROFILES[name]
+    meter, at_ms = Meter(loaded, Household("x", SITE)), begin
+    counters = [str(r.quantity.obis) for r in loaded.registers if r.quantity.cumulative]
+    last = poll(loaded, meter, at_ms)
+    for step in steps:
+        at_ms += step
+        now = poll(loaded, meter, at_ms)
+        assert all((now[obis] or 0) >= (last[obis] or 0) for obis in counters)
+        last = now
+
+
+@pytest.mark.parametrize("name", list_profiles())
+def test_import_register_is_the_exact_integral_at_its_resolution(name: str) -> None:
+    loaded = PROFILES[name]
+    register = next(r for r in loaded.registers if str(r.quantity.obis) == "1-0:1.8.0")
+    meter, wh = Meter(loaded, Household("x", wh_per_row=[1000, 337, 2891])), [0, 1000, 1337, 4228]
+    step = 10**register.quantity.exponent
+    assert [poll(loaded, meter, row * 1_800_000)["1-0:1.8.0"] for row in range(4)] == [w // step for w in wh]
+
+
+def test_a_cumulative_register_rolls_over(scaled: LoadedProfile) -> None:
+    meter = Meter(scaled, Household("x", Site(import_wh=9_990), wh_per_row=[1003]))
+    assert read(meter, 3, 100, 1, 0) == struct.pack(">BBH", 3, 2, 9_990)
+    assert read(meter, 3, 100, 1, 1_800_000) == struct.pack(">BBH", 3, 2, 993)
+
+
+def test_what_does_not_fit_is_marked_or_held_at_the_limit(scaled: LoadedProfile) -> None:
+    meter = Meter(scaled, Household("x"))
+    assert read(meter, 3, 104, 2) == struct.pack(">BBHH", 3, 4, 0x8000, 0x7FFF)
+
+
+def test_little_word_order_and_gaps_that_read_zero(scaled: LoadedProfile) -> None:
+    meter, state = Meter(scaled, Household("x")), Household("x").state(777)
+    low, high = state.frequency_mhz & 0xFFFF, state.frequency_mhz >> 16
+    assert read(meter, 3, 130, 2, 777) == struct.pack(">BBHH", 3, 4, low, high)
+    assert read(meter, 3, 110, 10) == bytes((3, 20)) + bytes(20)
+
+
+def test_serial_number_stands_where_the_profile_says(scaled: LoadedProfile) -> None:
+    assert read(Meter(scaled, Household("x"), serial_number=12345), 4, 9, 6) == b"\x04\x0c12345" + bytes(7)
+    iem = Meter(PROFILES["schneider-iem3155"], Household("x"), serial_number=12345)
+    assert read(iem, 3, 129, 2) == struct.pack(">BBI", 3, 4, 12345)
+
+
+def test_any_part_of_a_block_reads_the_same_registers() -> None:
+    loaded = PROFILES["eastron-sdm630"]
+    meter = Meter(loaded, Household("x"))
+    whole = read(meter, 4, 0, 80, 555)[2:]
+    for first in (0, 1, 33, 79):
+        assert read(meter, 4, first, 1, 555)[2:] == whole[2 * first : 2 * first + 2]
+
+
+@pytest.mark.parametrize(
+    ("pdu", "code"),
+    [
+        (struct.pack(">BHH", 4, 100, 1), 2),  # input registers hold the serial number only
+        (struct.pack(">BHH", 1, 0, 1), 1),
+        (struct.pack(">BHH", 6, 100, 1), 1),
+        (b"\x2b\x0e\x01\x00", 1),
+        (struct.pack(">BHH", 3, 99, 1), 2),
+        (struct.pack(">BHH", 3, 118, 3), 2),
+        (struct.pack(">BHH", 3, 120, 1), 2),
+        (struct.pack(">BHH", 3, 65535, 2), 2),
+        (struct.pack(">BHH", 3, 100, 0), 3),
+        (struct.pack(">BHH", 3, 100, 11), 3),
+        (struct.pack(">BHH", 3, 100, 65535), 3),
+        (b"\x03\x00\x64\x00", 3),
+        (b"\x03\x00\x64\x00\x01\x00", 3),
+        (b"\x03", 3),
+    ],
+)
+def test_refuses_what_the_model_refuses(scaled: LoadedProfile, pdu: bytes, code: int) -> None:
+    assert Meter(scaled, Household("x")).respond(pdu, 0) == bytes((pdu[0] | 0x80, code))
+
+
+@given(pdu=st.binary(min_size=1, max_size=253))
+def test_any_request_is_answered_or_refused(pdu: bytes) -> None:
+    answer = METER.respond(pdu, 0)
+    assert len(answer) <= 253
+    assert answer[0] & 0x7F == pdu[0] & 0x7F
+
+
+METER = Meter(PROFILES["abb-b23"], Household("x"))
+
+
+@pytest.mark.parametrize("code", ["1-0:97.7.0", "6-0:1.8.0", "1-0:1.29.0", "1-0:5.8.0"])
+def test_a_quantity_the_site_has_not_is_no_meter(code: str) -> None:
+    with pytest.raises(ValueError, match="no quantity"):
+        probe(Obis.parse(code))
+
+
+def test_the_instrument_knows_phases_sums_and_tariffs() -> None:
+    state = Household("x", SITE).state(43_200_000)
+
+    def value(code: str) -> Fraction:
+        return probe(Obis.parse(code))(state)
+
+    assert value("1-0:16.7.0") == sum(value(f"1-0:{c}.7.0") for c in (36, 56, 76)) == -value("1-0:2.7.0")
+    assert value("1-0:1.7.0") == 0
+    assert value("1-0:1.8.0") == value("1-0:1.8.1") == Fraction(sum(state.import_uj), UJ_PER_WH)
+    assert value("1-0:1.8.2") == 0
+    assert value("1-0:15.8.0") - value("1-0:16.8.0") == 2 * value("1-0:2.8.0")
+    assert value("1-0:33.7.0") == Fraction(state.power_mw[0], state.apparent_mva[0])
+    assert value("1-0:91.7.0") < max(value("1-0:31.7.0"), value("1-0:51.7.0"), value("1-0:71.7.0"))
+    assert value("1-0:128.8.0") == sum(value(f"1-0:{c}.8.0") for c in (23, 43, 63))
