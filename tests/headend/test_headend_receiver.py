@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -17,7 +18,8 @@ from energybid.core import exit_codes
 from energybid.core.errors import ConfigurationError, UplinkDownError
 from energybid.core.evidence import Receipt, verify_receipt
 from energybid.core.ports import UplinkSettings
-from energybid.headend.config import load_plan
+from energybid.core.settings import parse_toml
+from energybid.headend.config import HeadendFile, load_plan
 from energybid.headend.ledger import Ledger
 from energybid.headend.receiver import Receiver
 from energybid.headend.store import Store
@@ -298,6 +300,15 @@ def test_a_gateway_twice_is_a_fault(tmp_path: pathlib.Path) -> None:
     path.write_text(text + text[text.index("[[gateway]]") :])
     with pytest.raises(ConfigurationError, match="more than once: demo/gw-1"):
         load_plan(path)
+
+
+def test_the_example_of_the_readme_is_a_configuration() -> None:
+    readme = (pathlib.Path(__file__).parents[2] / "sync/README.md").read_text()
+    toml = readme.split("```toml\n")[1].split("```")[0]
+    plain = parse_toml("README.md", toml.encode(), HeadendFile)
+    optional = parse_toml("README.md", re.sub(r"(?m)^# ", "", toml).encode(), HeadendFile)
+    assert [g.id for g in plain.gateway] == ["gw-1"]
+    assert plain.headend == optional.headend, "what is commented out are the defaults"
 
 
 async def test_a_wrong_port_is_said_once(caplog: pytest.LogCaptureFixture, tmp_path: pathlib.Path) -> None:

@@ -1,6 +1,7 @@
 """The table of topics, its document, and the names that may not stand in a topic."""
 
 import pathlib
+import re
 
 import pytest
 from energybid.sync import topics
@@ -19,6 +20,13 @@ def test_the_document_is_current() -> None:
 
 def test_one_field_for_each_row() -> None:
     assert topics.Topics._fields == tuple(row.kind for row in topics.TABLE)
+
+
+def test_the_sections_it_names_are_there() -> None:
+    formats = (ROOT / "docs/formats.md").read_text()
+    for row in topics.TABLE:
+        number = row.section.removeprefix("§")
+        assert re.search(rf"(?m)^#+ {re.escape(number)}\.? ", formats), row.section
 
 
 @given(names, names)

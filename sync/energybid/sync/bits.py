@@ -75,7 +75,7 @@ def choose(values: Sequence[int], *, dense: bool = False) -> int:
         return ZERO
     if zeros * 5 > size * 4 and size > 8 and not dense:  # noqa: PLR2004  fewer bits from about there on
         return SPARSE
-    k = (sum(map(int.bit_length, values)) * 16 + size * 3) // (size * 16) - 1
+    k = (sum(map(int.bit_length, values)) * 16 + size * 11) // (size * 16) - 1
     return min(max(k, 0), K_MAX)
 
 

@@ -103,18 +103,20 @@ def restore(formula: Formula, left: Sequence[int], columns: Sequence[Sequence[in
 # ---------------------------------------------------------------- looking for formulas
 
 
-def search(rows: Sequence[Sequence[int]]) -> list[Formula]:
+def search(columns: Sequence[Sequence[int]]) -> list[Formula]:
     """Formulas that hold about, in an order in which none needs a later one's target.
 
     Sums come first, then products, then squares: of the ways to tie the same columns together this order takes those
     that leave least. A formula is found on one row and must hold on some others.
 
     Args:
-        rows: Of numbers, all of the same length.
+        columns: At least one; all of the same length.
     """
-    if len(rows) < _CHECKS:
+    last = len(columns[0]) - 1
+    if last < _CHECKS or len(columns) <= min(OPERANDS):
         return []
-    checks = [rows[number * (len(rows) - 1) // (_CHECKS - 1)][:SEARCHED_MAX] for number in range(_CHECKS)]
+    rows = [number * last // (_CHECKS - 1) for number in range(_CHECKS)]
+    checks = [[column[row] for column in columns[:SEARCHED_MAX]] for row in rows]
     checks.sort(key=lambda row: (sum(abs(x) >= _SMALL for x in row), sum(map(int.bit_length, row))))
     finder = _Finder(checks)
     finder.sums()
@@ -125,7 +127,7 @@ def search(rows: Sequence[Sequence[int]]) -> list[Formula]:
 class _Finder:
     """Candidates of formulas on the row that has most to tell."""
 
-    def __init__(self, checks: list[Sequence[int]]) -> None:
+    def __init__(self, checks: list[list[int]]) -> None:
         """Take the rows, the most telling last."""
         self.rows = checks
         self.row = checks[-1]

@@ -28,11 +28,11 @@ class Topic(NamedTuple):
 
 
 TABLE = (
-    Topic("log", "gateway", "head-end", 1, "no", "batch (binary)", "Batch",
+    Topic("log", "gateway", "head-end", 1, "no", "batch (binary)", "§7",
           "Entries of the log with a signed checkpoint."),
-    Topic("receipt", "head-end", "gateway", 1, "yes", "receipt (COSE_Sign1)", "Receipt",
+    Topic("receipt", "head-end", "gateway", 1, "yes", "receipt (COSE_Sign1)", "§5.4",
           "What the head-end has stored. Retained: a gateway that subscribes gets the last one."),
-    Topic("status", "gateway", "anyone", 1, "yes", "JSON object", "Status",
+    Topic("status", "gateway", "anyone", 1, "yes", "JSON object", "§9.1",
           "Whether the gateway is online. Also its last will. Unsigned: for people, never evidence."),
 )  # fmt: skip
 
