@@ -62,7 +62,13 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
     for name, target in commands().items():
         if only not in {None, name}:
             continue
-        module = load(name, target)
+        try:
+            module = load(name, target)
+        except EnergybidError:
+            if only == name:
+                raise
+            subparsers.add_parser(name, help="needs an extra that is not installed")
+            continue
         sub = subparsers.add_parser(
             name,
             help=module.HELP,
