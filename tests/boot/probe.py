@@ -29,15 +29,19 @@ def writes(path: Path) -> Callable[[], object]:
     return lambda: path.write_text("x")
 
 
-def executes_what_it_wrote() -> None:
-    """A program dropped where the agent may write."""
-    program = STATE / "probe.sh"
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o700)
-    try:
-        subprocess.run([program], check=True)
-    finally:
-        program.unlink()
+def executes(folder: str) -> Callable[[], object]:
+    """An attempt to drop a program and run it."""
+
+    def attempt() -> None:
+        program = Path(folder) / "probe.sh"
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o700)
+        try:
+            subprocess.run([program], check=True)
+        finally:
+            program.unlink()
+
+    return attempt
 
 
 def writable_and_executable() -> None:
@@ -71,7 +75,11 @@ MUST_FAIL: dict[str, Callable[[], object]] = {
     "see home folders": lambda: list(Path("/root").iterdir()),
     "see other processes": lambda: Path("/proc/1/cmdline").read_text(),
     "open a foreign device": lambda: os.close(os.open("/dev/foreign", os.O_RDONLY)),
-    "execute what it wrote": executes_what_it_wrote,
+    "execute what it wrote": executes("/var/lib/energybid"),
+    "execute from /run": executes("/run/energybid"),
+    "execute from /tmp": executes("/tmp"),
+    "execute from /var/tmp": executes("/var/tmp"),
+    "execute from /dev/shm": executes("/dev/shm"),
     "writable executable memory": writable_and_executable,
     "raw sockets": connects(socket.AF_INET, socket.SOCK_RAW, 1),
     "packet sockets": connects(socket.AF_PACKET, socket.SOCK_RAW),

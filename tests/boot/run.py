@@ -160,6 +160,7 @@ def unpack(archive: Path, wheels: Path, suite: str) -> tuple[Path, Path]:
     shutil.copy(HERE / "boot-test.service", system)
     (system / "multi-user.target.wants").mkdir(exist_ok=True)
     (system / "multi-user.target.wants/boot-test.service").symlink_to("../boot-test.service")
+    (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
     # Journals that outlive the reboot; a machine id of its own; no root shell on the console.
     (root / "var/log/journal").mkdir(exist_ok=True)
     return root, shared
