@@ -107,7 +107,7 @@ def is_text(x: Any) -> bool:
 
 
 def is_quantity(x: Any) -> bool:
-    units = "Wh varh VAh W var VA V A Hz 1 deg Cel s m3".split()
+    units = ["Wh", "varh", "VAh", "W", "var", "VA", "V", "A", "Hz", "1", "deg", "Cel", "s", "m3"]
     return (
         isinstance(x, list)
         and len(x) == 4

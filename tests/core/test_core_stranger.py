@@ -6,7 +6,6 @@ import random
 import golden_core
 import pytest
 import stranger
-
 from energybid.core import entries
 from energybid.core.errors import EvidenceError
 
