@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from typing import IO
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
@@ -28,6 +29,8 @@ BUILD = PROJECT / "build" / "boot"
 PACKAGES = "systemd,systemd-sysv,udev,dbus,python3,python3-venv,mosquitto"
 PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
 NEWEST_GLIBC = {"bookworm": 36, "trixie": 41}
+REBOOT = 133
+"""systemd-nspawn's exit code under --keep-unit where the container asks to be started again."""
 TOOLS = {"debootstrap": "debootstrap", "systemd-nspawn": "systemd-container", "apt-get": "apt", "tar": "tar"}
 
 
@@ -187,30 +190,38 @@ def own_cgroup() -> Iterator[list[str]]:
 
 
 def boot(root: Path, shared: Path, timeout_s: float) -> float:
-    """Run the container until it powers itself off; a reboot inside is part of it. Returns the seconds it took."""
-    say(f"booting {root.name}")
+    """Run the container until it powers itself off, reboots in between included. Returns the seconds it took."""
+    begun = time.monotonic()
+    code = REBOOT
+    with (shared / "console.log").open("wb") as console:
+        while code == REBOOT:
+            say(f"booting {root.name}")
+            code = container(root, shared, console, timeout_s - (time.monotonic() - begun))
+    return time.monotonic() - begun
+
+
+def container(root: Path, shared: Path, console: IO[bytes], timeout_s: float) -> int:
+    """One boot; returns nspawn's exit code."""
     command = ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--private-network"]
     command += [f"--bind={shared}:/srv/shared", f"--directory={root}"]
     # Where /run is not a file system of its own, nspawn would not clean up below it: give it one, of its own too.
     wrapped = ["unshare", "--mount", "/bin/sh", "-c", 'mount -t tmpfs tmpfs /run && exec "$@"', "sh", *command]
-    begun = time.monotonic()
-    with own_cgroup() as enter, (shared / "console.log").open("wb") as console:
-        # The unified hierarchy whatever the host has: only there are DeviceAllow= and IPAddressDeny= carried out.
-        environment = os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
+    # The unified hierarchy whatever the host has: only there are DeviceAllow= and IPAddressDeny= carried out.
+    environment = os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
+    with own_cgroup() as enter:
         process = subprocess.Popen(
             [*enter, *wrapped], env=environment, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT
         )
         try:
-            process.wait(timeout_s)
+            return process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            say(f"not done after {timeout_s:.0f} s: stopping the container")
+            say("not done in time: stopping the container")
             process.terminate()
-            process.wait(60)
+            return process.wait(60)
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-    return time.monotonic() - begun
 
 
 def report(shared: Path, seconds: float) -> int:
