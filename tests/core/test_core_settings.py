@@ -41,9 +41,10 @@ def test_names_every_fault_at_once() -> None:
         unit = "1"
         """
     )
+    size = 'write a number and a unit (B, KiB, MiB, GiB) in quotes, such as "2 GiB"'
     assert found == [
         'gateway.toml: interval: write a number and a unit (ms, s, min, h, d) in quotes, such as "5 s" (found 5)',
-        "gateway.toml: budget: write a number and a unit (B, KiB, MiB, GiB) in quotes, such as \"2 GiB\" (found '5 MB')",
+        f"gateway.toml: budget: {size} (found '5 MB')",
         "gateway.toml: meters[0].unit: Input should be less than or equal to 247 (found 248)",
         "gateway.toml: meters[1].name: is missing",
         "gateway.toml: meters[1].unit: Input should be a valid integer (found '1')",
