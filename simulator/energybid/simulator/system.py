@@ -3,11 +3,17 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
+import sys
+import tempfile
+import time
 import tty
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from energybid.core.errors import EnergybidError
 
 READ_SIZE = 4096
 
@@ -84,9 +90,96 @@ async def serve_tcp(protocol: Callable[[], asyncio.Protocol], host: str, port: i
     return server, int(server.sockets[0].getsockname()[1])
 
 
-def stop_event() -> asyncio.Event:
-    """Set by SIGTERM and SIGINT from now on."""
+def stop_event(*, hangup: bool = False) -> asyncio.Event:
+    """Set by SIGTERM and SIGINT from now on; with ``hangup`` also when the terminal goes away."""
     loop, event = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hangup else [])):
         loop.add_signal_handler(number, event.set)
     return event
+
+
+class Child:
+    """A process of the demo, in a session of its own: Ctrl-C reaches the demo alone, which stops all in order."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
+        """Take over a started process; ``start`` makes one."""
+        self.name = name
+        self._process = process
+        self._log = log
+
+    @classmethod
+    async def start(cls, name: str, folder: Path, *module_and_arguments: str) -> "Child":
+        """Run ``python -m MODULE ARGUMENTS`` in ``folder``; what it says goes to NAME.log there."""
+        log = folder / f"{name}.log"
+        with log.open("ab") as file:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                *module_and_arguments,
+                cwd=folder,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=file,
+                start_new_session=True,
+            )
+        return cls(name, process, log)
+
+    async def line(self, deadline_s: float) -> str:
+        """The next line of its standard output; empty when it ended or says nothing in time."""
+        assert self._process.stdout  # noqa: S101  it was started with a pipe
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s):
+                return (await self._process.stdout.readline()).decode()
+        return ""
+
+    async def rest(self) -> str:
+        """What is left of its standard output, until it ends."""
+        assert self._process.stdout  # noqa: S101  it was started with a pipe
+        return (await self._process.stdout.read()).decode()
+
+    async def wait(self) -> int:
+        """Its exit code, when it has ended."""
+        return await self._process.wait()
+
+    async def stop(self, deadline_s: float) -> int:
+        """SIGTERM, and SIGKILL when it is not gone in time; idempotent.
+
+        Returns:
+            The exit code; negative for a signal.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s):
+                return await self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        return await self._process.wait()
+
+    def last_words(self, lines: int = 5) -> str:
+        """The end of its log."""
+        return "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+def now_ms() -> int:
+    """Wall clock, milliseconds since the Unix epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def scratch_folder(wanted: Path | None) -> Path:
+    """A folder to work in: ``wanted``, or a temporary one.
+
+    Raises:
+        EnergybidError: ``wanted`` has something in it.
+    """
+    if wanted is None:
+        return Path(tempfile.mkdtemp(prefix="energybid-demo-"))
+    wanted.mkdir(parents=True, exist_ok=True)
+    if any(wanted.iterdir()):
+        raise EnergybidError(f"{wanted} is not empty; name a new folder")
+    return wanted.resolve()
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and all in it."""
+    shutil.rmtree(folder)
