@@ -313,13 +313,29 @@ def goes_on_after_the_reboot() -> str:
     return f"{before} -> {acknowledged()} acknowledged"
 
 
+def a_failed_upgrade_leaves_what_runs() -> str:
+    """A wheel that is none: the installer says so, and the agent has not noticed."""
+    release, process = Path("/opt/energybid").readlink(), show("energybid-agent", "MainPID")
+    broken = Path("/tmp/energybid_edge-9.0-py3-none-any.whl")
+    broken.write_bytes(b"PK")
+    done = run(*INSTALL, "--wheel", broken, code=1)
+    assert "what ran before is untouched" in done.stderr, done.stderr
+    assert Path("/opt/energybid").readlink() == release
+    assert len(list(Path("/opt/energybid-releases").iterdir())) == 1
+    assert show("energybid-agent", "MainPID") == process
+    return "refused, nothing touched"
+
+
 def an_upgrade_in_place_keeps_the_log() -> str:
     """The installer on a running gateway: another release beside the old, one restart, the same log."""
     before, epoch = acknowledged(), status()["log"]["epoch"]
-    release = Path("/opt/energybid").readlink()
-    (Path("/opt/energybid") / ".complete").unlink()
+    release, process = Path("/opt/energybid").readlink(), show("energybid-agent", "MainPID")
+    # The release that runs counts as another one from now on.
+    (Path("/opt/energybid") / ".complete").write_text("older\n")
     run(*INSTALL, seconds=300)
-    assert Path("/opt/energybid").readlink() == release
+    assert Path("/opt/energybid").readlink() != release
+    assert (Path("/opt") / release).is_dir(), "the release before is kept"
+    assert show("energybid-agent", "MainPID") != process
     wait("more is acknowledged", lambda: acknowledged() > before)
     assert status()["log"]["epoch"] == epoch
     return f"{before} -> {acknowledged()} acknowledged"
@@ -378,6 +394,7 @@ FIRST: list[Callable[[], str]] = [
 ]
 SECOND: list[Callable[[], str]] = [
     goes_on_after_the_reboot,
+    a_failed_upgrade_leaves_what_runs,
     an_upgrade_in_place_keeps_the_log,
     stops_within_five_seconds,
     nothing_is_lost,
