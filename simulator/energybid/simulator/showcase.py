@@ -16,6 +16,7 @@ from energybid.simulator.system import Child
 CLI = "energybid.agent.cli"
 READY_S = 30.0
 """How long a part may take until it is ready; a Raspberry Pi needs some seconds."""
+LOOK_S = 0.05
 STOP_S = 10.0
 TENANT, GATEWAY = "demo", "gateway-1"
 
@@ -42,6 +43,7 @@ meter = [
   { name = "heat-pump", unit = 11, profile = "carlo-gavazzi-em340", reply_delay = "20 ms", begin = "7 h" },
   { name = "flat-2", unit = 12, profile = "eastron-sdm630", reply_delay = "20 ms", begin = "18 h" },
 ]
+faults = { crc_error = 0.02 } # noise on the line: the agent asks again
 """
 
 METER = """
@@ -148,7 +150,22 @@ class Showcase:
         (folder / "gateway.toml").write_text(gateway_file(port, buses["buses"][0]["port"]), encoding="utf-8")
         await self._start("headend", CLI, "headend", "run", "-c", "headend.toml")
         await self._start("agent", CLI, "run", "-c", "gateway.toml")
+        await self._running()
         return self
+
+    async def _running(self) -> None:
+        """Returns when the agent runs: it has written its status."""
+        ended = asyncio.ensure_future(self.ended())
+        try:
+            async with asyncio.timeout(READY_S):
+                while self.status() is None and not ended.done():  # noqa: ASYNC110  it is another process's file
+                    await asyncio.sleep(LOOK_S)
+        except TimeoutError:
+            raise EnergybidError("the demo's agent writes no status") from None
+        finally:
+            ended.cancel()
+        if ended.done():
+            ended.result()
 
     async def _start(self, name: str, *command: str) -> Child:
         child = self._children[name] = await Child.start(name, self.folder, *command)
@@ -213,10 +230,16 @@ class Showcase:
     # ------------------------------------------------------------ afterwards
 
     async def result(self) -> dict[str, Any]:
-        """What became of every reading; after ``finish``."""
+        """What became of every reading; after ``finish``.
+
+        Raises:
+            EnergybidError: The agent left no status.
+        """
         keys = [f"--key=keys/{name}.pub.pem" for name in ("log", "headend")]
         journal, headend = await asyncio.gather(self._verify("journal.db", *keys), self._verify("headend.db", *keys))
-        status = self.status() or {}
+        status = self.status()
+        if status is None:
+            raise EnergybidError("the demo's agent left no status")
         compared = compare(self.folder / "journal.db", self.folder / "headend.db")
         uplink, read = status["uplink"], int(status["readings"])
         wire = int(uplink["sent_bytes"]) + int(uplink["received_bytes"])

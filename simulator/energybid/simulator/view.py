@@ -1,7 +1,9 @@
 """What the demo shows while it runs: the agent's status as a live table, or as one line for a log. Pure."""
 
+from decimal import Decimal
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.panel import Panel
 from rich.table import Table
@@ -9,6 +11,7 @@ from rich.table import Table
 COLUMNS = (("voltage L1", "1-0:32.7.0"), ("current L1", "1-0:31.7.0"), ("power", "1-0:16.7.0"), ("import", "1-0:1.8.0"))
 """Heading and OBIS code of the values shown of each meter."""
 ROOT_DIGITS = 16
+WIDE = 120
 
 
 def bytes_per_value(status: dict[str, Any]) -> str:
@@ -21,6 +24,12 @@ def _age(time_ms: int | None, now_ms: int) -> str:
     return "–" if time_ms is None else f"{max(0, now_ms - time_ms) / 1000:.1f} s"
 
 
+def _text(value: str) -> str:
+    """Energy in kWh, as people read it."""
+    number, _, unit = value.partition(" ")
+    return f"{Decimal(number).scaleb(-3)} kWh" if unit == "Wh" else value
+
+
 def _receipt(status: dict[str, Any], now_ms: int) -> str:
     receipt = status["receipt"]
     if receipt is None:
@@ -29,18 +38,17 @@ def _receipt(status: dict[str, Any], now_ms: int) -> str:
     return f"{receipt['size']} entries, root {root}…, {_age(receipt['time_ms'], now_ms)} ago"
 
 
-def meters_table(status: dict[str, Any], now_ms: int) -> Table:
-    """One row a meter."""
-    table = Table(expand=True, title="meters", title_justify="left")
-    for heading in ("meter", "bus", "profile", "state"):
-        table.add_column(heading)
+def meters_table(status: dict[str, Any], now_ms: int, *, wide: bool) -> Table:
+    """One row a meter; a narrow terminal does without bus and model."""
+    table = Table(expand=True, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for heading in ("meter", *(("bus", "model") if wide else ()), "state"):
+        table.add_column(heading, no_wrap=True)
     for heading in (*(name for name, _ in COLUMNS), "age"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for meter in status["meters"]:
-        values = [meter["values"].get(code, "–") for _, code in COLUMNS]
-        place = f"{meter['bus']} {meter['unit']}"
-        age = _age(meter["time_ms"], now_ms)
-        table.add_row(meter["name"], place, meter["profile"], meter["state"], *values, age)
+        place = (f"{meter['bus']} {meter['unit']}", meter["profile"]) if wide else ()
+        values = (_text(meter["values"].get(code, "–")) for _, code in COLUMNS)
+        table.add_row(meter["name"], *place, meter["state"], *values, _age(meter["time_ms"], now_ms))
     return table
 
 
@@ -49,23 +57,25 @@ def log_facts(status: dict[str, Any], now_ms: int) -> Table:
     log, uplink = status["log"], status["uplink"]
     table = Table.grid(padding=(0, 2))
     link = "connected" if uplink["connected"] else uplink["error"] or "not connected"
-    total = uplink["sent_bytes"] + uplink["received_bytes"]
+    mqtt = uplink["sent_bytes"] + uplink["received_bytes"]
     for name, text in (
         ("log", f"{log['size']} entries, {log['committed']} committed and signed, epoch {log['epoch'][:8]}…"),
         ("acknowledged", f"{log['acknowledged']} entries"),
         ("last receipt", _receipt(status, now_ms)),
-        ("uplink", f"{link}, {uplink['batches']} batches, {total} bytes of MQTT"),
+        ("uplink", f"{link}, {uplink['batches']} batches, {mqtt} bytes of MQTT"),
         ("on the wire", f"{bytes_per_value(status)} bytes per value, {status['values']} values so far"),
     ):
         table.add_row(f"[bold]{name}[/bold]", text)
     return table
 
 
-def screen(status: dict[str, Any] | None, now_ms: int) -> Group | Panel:
-    """All of it."""
+def screen(status: dict[str, Any] | None, now_ms: int, width: int) -> Group | Panel:
+    """All of it, on a terminal of so many columns."""
     if status is None:
         return Panel("starting…", title="energybid demo")
-    return Group(meters_table(status, now_ms), Panel(log_facts(status, now_ms), title=status["gateway"]))
+    return Group(
+        meters_table(status, now_ms, wide=width >= WIDE), Panel(log_facts(status, now_ms), title=status["gateway"])
+    )
 
 
 def line(status: dict[str, Any] | None, now_ms: int) -> str:

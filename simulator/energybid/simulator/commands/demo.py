@@ -9,8 +9,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
+from rich.panel import Panel
 
 from energybid.core import exit_codes
 from energybid.core.errors import EnergybidError
@@ -98,8 +99,13 @@ async def _watch(showcase: Showcase, stop: asyncio.Event, for_s: float | None, *
 
 
 async def _show_live(showcase: Showcase) -> None:
-    with Live(screen(None, 0), console=Console(), auto_refresh=False, screen=False) as view:
-        await _every(FRAME_S, lambda: view.update(screen(showcase.status(), now_ms()), refresh=True))
+    console = Console()
+
+    def frame() -> Group | Panel:
+        return screen(showcase.status(), now_ms(), console.width)
+
+    with Live(frame(), console=console, auto_refresh=False) as view:
+        await _every(FRAME_S, lambda: view.update(frame(), refresh=True))
 
 
 async def _show_lines(showcase: Showcase) -> None:

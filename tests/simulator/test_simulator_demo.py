@@ -1,0 +1,257 @@
+"""The demo as people run it, and its judgement of what became of every reading."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from energybid.agent.cli import main
+from energybid.core.entries import Reading
+from energybid.core.errors import EnergybidError
+from energybid.core.log import parse_entry
+from energybid.simulator.commands.demo import exit_code
+from energybid.simulator.compare import compare
+from energybid.simulator.showcase import Showcase
+from energybid.simulator.view import line, screen
+from rich.console import Console
+
+COMMAND = [sys.executable, "-m", "energybid.agent.cli", "demo"]
+DEADLINE_S = 90
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """One run of the demo: its JSON and the folder it leaves."""
+    folder = tmp_path_factory.mktemp("demo") / "new"
+    process = subprocess.run(
+        [*COMMAND, "--for", "4s", "--json", "--directory", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert "meters" in process.stderr
+    result = json.loads(process.stdout)
+    assert len(process.stdout.splitlines()) == 1
+    return result, folder
+
+
+def test_nothing_is_lost_from_meter_to_receipt(shown: tuple[dict[str, Any], Path]) -> None:
+    result, _ = shown
+    assert result["read"] >= 10
+    assert result["read"] == result["logged"] == result["acknowledged"]
+    assert (result["lost"], result["duplicated"], result["verified"]) == (0, 0, True)
+    assert result["faults"] == []
+    assert result["entries"]["logged"] == result["entries"]["stored"] == result["receipt"]["size"]
+    assert all(bus["replies"] > 0 for bus in result["simulated"].values())
+
+
+def test_the_folder_keeps_keys_files_and_databases_and_no_process(shown: tuple[dict[str, Any], Path]) -> None:
+    _, folder = shown
+    kept = {path.name for path in folder.iterdir()}
+    assert {"keys", "bus.toml", "gateway.toml", "headend.toml", "journal.db", "headend.db", "agent.log"} <= kept
+    assert not os.path.lexists(folder / "basement.tty")
+    assert running_in(folder) == []
+
+
+def running_in(folder: Path) -> list[int]:
+    """Processes whose working directory is the folder."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                if (process / "cwd").readlink() == folder:
+                    found.append(int(process.name))
+            except OSError:
+                continue
+    return found
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").touch()
+    assert main(["demo", "--for", "1s", "--directory", str(tmp_path)]) == 1
+    assert "is not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_ctrl_c_ends_it_in_order_with_a_table(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "--directory", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr
+    while "meters" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=DEADLINE_S)
+    assert "duplicated           0" in out
+    assert "verified           yes" in out
+    assert process.returncode in {0, 1}  # 1: stopped before the first reading
+    assert running_in(tmp_path) == []
+
+
+async def test_a_part_that_dies_ends_the_demo_with_its_last_words(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        showcase = await Showcase.start(tmp_path, stack)
+        agent = showcase._children["agent"]
+        agent._process.kill()
+        with pytest.raises(EnergybidError, match=r"the demo's agent ended: .*journal"):
+            await showcase.ended()
+    assert running_in(tmp_path) == []
+
+
+async def test_a_part_that_does_not_start_is_named(tmp_path: Path) -> None:
+    (tmp_path / "basement.tty").write_text("in the way")
+    with pytest.raises(EnergybidError, match=r"the demo's meters did not start: .*basement.tty"):
+        async with AsyncExitStack() as stack:
+            await Showcase.start(tmp_path, stack)
+    assert running_in(tmp_path) == []
+
+
+# ---------------------------------------------------------------- the judgement
+
+
+@pytest.fixture
+def copies(shown: tuple[dict[str, Any], Path], tmp_path: Path) -> tuple[Path, Path]:
+    """Journal and head-end database of the run, to be tampered with."""
+    _, folder = shown
+    paths = tmp_path / "journal.db", tmp_path / "headend.db"
+    for path in paths:
+        shutil.copy(folder / path.name, path)
+    return paths
+
+
+def tamper(path: Path, change: Callable[[apsw.Connection, list[tuple[int, int, bytes]]], object]) -> None:
+    database = apsw.Connection(str(path))
+    readings = [
+        (epoch, sequence, raw)
+        for epoch, sequence, raw in database.execute("SELECT epoch, sequence, canonical FROM entry ORDER BY 2")
+        if isinstance(parse_entry(raw), Reading)
+    ]
+    change(database, readings)
+    database.close()
+
+
+def test_an_untouched_pair_agrees(copies: tuple[Path, Path], shown: tuple[dict[str, Any], Path]) -> None:
+    found = compare(*copies)
+    assert (found.missing, found.foreign, found.duplicated) == (0, 0, 0)
+    assert found.readings == found.acknowledged == shown[0]["read"]
+
+
+def test_a_missing_entry_is_lost(copies: tuple[Path, Path]) -> None:
+    tamper(copies[1], lambda db, rows: db.execute("DELETE FROM entry WHERE sequence = ?", rows[3][1:2]))
+    found = compare(*copies)
+    assert (found.missing, found.foreign, found.duplicated) == (1, 0, 0)
+
+
+def test_a_changed_entry_is_lost_and_foreign(copies: tuple[Path, Path]) -> None:
+    tamper(
+        copies[1],
+        lambda db, rows: db.execute("UPDATE entry SET canonical = ? WHERE sequence = ?", (rows[4][2], rows[3][1])),
+    )
+    found = compare(*copies)
+    assert (found.missing, found.foreign, found.duplicated) == (1, 1, 1)
+
+
+def test_a_reading_stored_twice_is_duplicated(copies: tuple[Path, Path]) -> None:
+    def change(database: apsw.Connection, rows: list[tuple[int, int, bytes]]) -> None:
+        database.execute("INSERT INTO entry VALUES (?, ?, ?)", (rows[0][0], rows[-1][1] + 1, rows[0][2]))
+
+    tamper(copies[1], change)
+    found = compare(*copies)
+    assert (found.missing, found.foreign, found.duplicated) == (0, 1, 1)
+
+
+GOOD = {"read": 5, "lost": 0, "duplicated": 0, "verified": True}
+
+
+@pytest.mark.parametrize(
+    ("change", "code"), [({}, 0), ({"read": 0}, 1), ({"lost": 1}, 1), ({"duplicated": 1}, 1), ({"verified": False}, 3)]
+)
+def test_the_exit_code_is_0_only_where_all_is_well(change: dict[str, Any], code: int) -> None:
+    assert exit_code({**GOOD, **change}) == code
+
+
+# ---------------------------------------------------------------- the view
+
+STATUS: dict[str, Any] = {
+    "gateway": "demo/gateway-1",
+    "values": 1000,
+    "log": {"epoch": "00ff" * 8, "size": 52, "committed": 51, "acknowledged": 40},
+    "uplink": {"connected": False, "error": "refused", "sent_bytes": 700, "received_bytes": 150, "batches": 3},
+    "receipt": {"size": 40, "root": "ab" * 32, "time_ms": 8_500},
+    "meters": [
+        {
+            "name": "house",
+            "bus": "panel",
+            "unit": 1,
+            "profile": "abb-b23",
+            "state": "ok",
+            "time_ms": 9_000,
+            "values": {
+                "1-0:32.7.0": "231.5 V",
+                "1-0:31.7.0": "(not_available)",
+                "1-0:16.7.0": "-3 W",
+                "1-0:1.8.0": "1234560 Wh",
+            },
+        },
+        {
+            "name": "dead",
+            "bus": "panel",
+            "unit": 2,
+            "profile": "abb-b23",
+            "state": "down",
+            "time_ms": None,
+            "values": {},
+        },
+    ],
+}
+
+
+def rendered(status: dict[str, Any] | None, width: int) -> str:
+    console = Console(width=width, record=True, file=Path(os.devnull).open("w"))  # noqa: SIM115
+    console.print(screen(status, 10_000, width))
+    console.file.close()
+    return console.export_text()
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_view_shows_meters_log_mark_wire_and_receipt(width: int) -> None:
+    text = rendered(STATUS, width)
+    for part in (
+        "house",
+        "231.5 V",
+        "(not_available)",
+        "-3 W",
+        "1234.560 kWh",
+        "1.0 s",
+        "dead",
+        "down",
+        "52 entries, 51 committed",
+        "40 entries",
+        "root abababababababab…, 1.5 s ago",
+        "refused",
+        "0.85 bytes per value",
+    ):
+        assert part in text, part
+    assert ("abb-b23" in text) == (width == 140)
+
+
+def test_the_view_says_so_before_there_is_a_status() -> None:
+    assert "starting" in rendered(None, 80)
+    assert line(None, 0) == "starting"
+
+
+def test_the_line_says_the_same_for_a_log() -> None:
+    text = line(STATUS, 10_000)
+    assert "1 of 2 meters" in text
+    assert "acknowledged 40" in text
+    assert "none yet" in line({**STATUS, "receipt": None, "values": 0}, 10_000)
