@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
 def test_help_lists_every_command_and_needs_none_of_the_extras():
     shown = energybid("--help").stdout
     for name in commands():
-        assert f"\n    {name} " in shown
+        assert f"\n    {name}" in shown
     assert "exit codes" in shown
     assert energybid("--version").stdout.startswith("energybid 0.")
 

@@ -78,7 +78,7 @@ def test_what_was_committed_is_there_after_reopening(writer):
 
 def test_wal_full_and_small_pages(writer):
     run = writer.journal._database.execute
-    assert [next(run(f"PRAGMA {p}"))[0] for p in ("journal_mode", "synchronous", "page_size")] == ["wal", 2, 1024]
+    assert [next(run(f"PRAGMA {p}"))[0] for p in ("journal_mode", "synchronous", "page_size")] == ["wal", 2, 512]
 
 
 def test_segments_begin_at_the_one_that_holds_a_sequence(writer):
@@ -104,9 +104,9 @@ def test_a_commit_that_does_not_continue_the_journal_is_the_callers_bug(writer):
         "UPDATE segment SET columns = zeroblob(length(columns)) WHERE first = 2",
         "UPDATE segment SET columns = (SELECT columns FROM segment WHERE first = 0) WHERE first = 2",
         "DELETE FROM segment WHERE first = 2",
-        "DELETE FROM segment WHERE first = 4",
-        "UPDATE head SET size = 5",
-        "UPDATE head SET peaks = zeroblob(length(peaks))",
+        "UPDATE segment SET peaks = zeroblob(32) WHERE first = 0",
+        "UPDATE segment SET checkpoint = zeroblob(length(checkpoint)) WHERE first = 4",
+        "UPDATE segment SET first = 3 WHERE first = 2",
         "UPDATE epoch SET secret = zeroblob(32)",
     ],
 )

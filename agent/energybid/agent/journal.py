@@ -1,15 +1,18 @@
 """The journal: the log on disk, in one SQLite database that is also the only queue to the utility.
 
 Rows are *segments*: the entries of one commit as packed columns, with the checkpoint that ends them. A segment's key
-is ``epoch << 40 | end``, so the table is written only at its right edge and needs no index. Every commit is one
-transaction in WAL mode with ``synchronous=FULL``: segment, head (frontier, counter) and acknowledged mark together.
-Nothing here knows the clock or a thread; callers run it through ``Platform.offload``, one call at a time.
+is ``epoch << 40 | end``, so the table is written only at its right edge and needs no index. A commit is one transaction
+of one row, in WAL mode with ``synchronous=FULL``; the acknowledged mark rides along. The committed end of the log is
+the last segment: its root is signed, its counter is the log's, and the frontier is rebuilt at start from the last
+*anchor*, a segment that carries the frontier before it. Nothing here knows the clock or a thread; callers run it
+through ``Platform.offload``, one call at a time.
 
-Opening checks the stored entries against the frontier, back to the acknowledged mark or ``CHECK_AT_OPEN`` entries.
+Opening checks the stored entries against the signed roots, at least from the last anchor on.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import apsw
@@ -54,13 +57,6 @@ MIGRATIONS = (
         method INTEGER NOT NULL,
         columns BLOB NOT NULL,
         peaks BLOB                 -- frontier at the segment's first entry, on every 32nd segment
-    ) STRICT;
-    CREATE TABLE head (
-        one INTEGER PRIMARY KEY CHECK (one = 1),
-        epoch INTEGER NOT NULL REFERENCES epoch (number),
-        size INTEGER NOT NULL,
-        counter INTEGER NOT NULL,
-        peaks BLOB NOT NULL
     ) STRICT;
     CREATE TABLE acknowledged (
         one INTEGER PRIMARY KEY CHECK (one = 1),
@@ -144,27 +140,26 @@ class Commit(NamedTuple):
 class Journal:
     """One journal file."""
 
-    def __init__(self, database: Database, path: str) -> None:
+    def __init__(self, database: Database, path: str, *, check: bool = True) -> None:
         """Open it, make it or bring it up to date.
 
         Args:
             database: The open database; the journal closes it.
             path: Its name, for messages.
+            check: Rebuild the head; without it, segments can be read and nothing can be committed.
 
         Raises:
             JournalError: Not a journal, damaged, or of a newer program.
         """
         self.path = path
         self._database = database
-        try:
+        with self._reported():
             self._prepare()
-            self._head = self._read_head()
-        except (apsw.Error, EvidenceError) as error:
-            raise JournalError(f"{path}: {error}") from error
+            self._head = self._read_head() if check else None
 
     def _prepare(self) -> None:
         run = self._database.execute
-        run("PRAGMA page_size = 1024")
+        run("PRAGMA page_size = 512")  # a commit writes whole pages, twice
         run("PRAGMA journal_mode = WAL")
         run("PRAGMA synchronous = FULL")
         run("PRAGMA cache_size = -512")
@@ -177,16 +172,14 @@ class Journal:
             run(f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT")
 
     def _read_head(self) -> Head | None:
-        rows = list(
-            self._database.execute(
-                "SELECT e.number, e.id, e.origin, e.secret, h.size, h.peaks, h.counter"
-                " FROM head h JOIN epoch e ON e.number = h.epoch"
-            )
-        )
-        if not rows:
+        epochs = self.epochs()
+        if not epochs:
             return None
-        number, id_, origin, secret, size, peaks, counter = rows[0]
-        return Head(EpochRow(number, id_, origin, secret), Frontier(size, split_hashes(peaks)), counter)
+        counter = 0
+        for (seal,) in self._database.execute("SELECT checkpoint FROM segment ORDER BY key DESC LIMIT 1"):
+            counter = cbor.decode(seal)[3]
+        frontier, _ = self._replay(epochs[-1], most=0)
+        return Head(epochs[-1], frontier, counter)
 
     @property
     def head(self) -> Head | None:
@@ -215,28 +208,22 @@ class Journal:
         """
         number = self._head.epoch.number + 1 if self._head else 1
         counter = self._head.counter if self._head else 0
-        self._transaction(
-            [
-                ("INSERT INTO epoch VALUES (?, ?, ?, ?)", (number, id_, origin, secret)),
-                ("INSERT OR REPLACE INTO head VALUES (1, ?, 0, ?, x'')", (number, counter)),
-            ]
-        )
+        self._transaction([("INSERT INTO epoch VALUES (?, ?, ?, ?)", (number, id_, origin, secret))])
         self._head = Head(EpochRow(number, id_, origin, secret), Frontier(), counter)
         return self._head
 
     def _transaction(self, statements: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
         run = self._database.execute
-        try:
+        with self._reported():
             run("BEGIN IMMEDIATE")
             try:
                 for statement, bindings in statements:
                     run(statement, bindings)
                 run("COMMIT")
             except BaseException:
-                run("ROLLBACK")
+                if self._database.in_transaction:
+                    run("ROLLBACK")
                 raise
-        except apsw.Error as error:
-            raise JournalError(f"{self.path}: {error}") from error
 
     def commit(self, commit: Commit) -> None:
         """Store the entries since the last checkpoint, durably.
@@ -266,11 +253,7 @@ class Journal:
                     packed,
                     b"".join(commit.before) if anchored else None,
                 ),
-            ),
-            (
-                "UPDATE head SET size = ?, counter = ?, peaks = ?",
-                (checkpoint.size, checkpoint.counter, b"".join(commit.after)),
-            ),
+            )
         ]
         if commit.acknowledged:
             statements.append((ACKNOWLEDGE, tuple(commit.acknowledged)))
@@ -349,44 +332,49 @@ class Journal:
         """
         if self._head is None:
             return 0
+        with self._reported():
+            frontier, checked = self._replay(self._head.epoch, most=most)
+            if (frontier.size, frontier.peaks) != (self._head.frontier.size, self._head.frontier.peaks):
+                raise EvidenceError(f"the entries end at {frontier.size}, not at {self._head.frontier.size}")
+        return checked
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Whatever is wrong with the file is a JournalError that names it."""
         try:
-            return self._check(self._head, most)
+            yield
         except (apsw.Error, EvidenceError) as error:
             raise JournalError(f"{self.path}: {error}") from error
 
-    def _check(self, head: Head, most: int) -> int:
+    def _replay(self, epoch: EpochRow, *, most: int) -> tuple[Frontier, int]:
+        """Rebuild the tree from an anchor at least ``most`` entries before the end; (frontier, entries replayed)."""
         frontier: Frontier | None = None
-        salts = Salts(head.epoch.secret)
-        checked = 0
-        for segment in self.segments(head.epoch.number, self._anchor_before(head, head.frontier.size - most)):
+        salts = Salts(epoch.secret)
+        begin = 0
+        for segment in self.segments(epoch.number, self._anchor_before(epoch, most)):
             if frontier is None:
+                begin = segment.first
                 frontier = Frontier(segment.first, split_hashes(segment.peaks or b""))
             if segment.first != frontier.size:
                 raise EvidenceError(f"entries {frontier.size} to {segment.first} are missing")
             for entry in segment.entries():
                 frontier.append(leaf_hash(salts.canonical(frontier.size, entry)))
-                checked += 1
             if frontier.root() != segment.root:
                 raise EvidenceError(f"entries {segment.first} to {segment.end} do not lead to their root")
         frontier = frontier or Frontier()
-        if (frontier.size, frontier.peaks) != (head.frontier.size, head.frontier.peaks):
-            raise EvidenceError(f"the entries end at {frontier.size}, the frontier at {head.frontier.size}")
-        return checked
+        return frontier, frontier.size - begin
 
-    def _anchor_before(self, head: Head, sequence: int) -> int:
-        low = head.epoch.number << SEQUENCE_BITS
-        rows = list(
-            self._database.execute(
-                "SELECT first FROM segment WHERE key > ? AND first <= ? AND peaks IS NOT NULL"
-                " ORDER BY key DESC LIMIT 1",
-                (low, max(0, sequence)),
-            )
-        ) or list(
-            self._database.execute(
-                "SELECT first FROM segment WHERE key > ? AND peaks IS NOT NULL ORDER BY key LIMIT 1", (low,)
-            )
-        )
-        return rows[0][0] if rows else 0
+    def _anchor_before(self, epoch: EpochRow, most: int) -> int:
+        """First sequence of the newest anchor with ``most`` entries behind it, else of the oldest."""
+        low = epoch.number << SEQUENCE_BITS
+        high = low | SEQUENCE_MAX
+        run = self._database.execute
+        end = run("SELECT max(key) FROM segment WHERE key > ? AND key <= ?", (low, high)).fetchone()[0] or low
+        anchors = "SELECT first FROM segment WHERE key > ? AND key <= ? AND peaks IS NOT NULL"
+        newest = run(f"{anchors} AND first <= ? ORDER BY key DESC LIMIT 1", (low, high, (end & SEQUENCE_MAX) - most))
+        for row in (*newest, *run(f"{anchors} ORDER BY key LIMIT 1", (low, high))):
+            return int(row[0])
+        return 0
 
     def prune(self, before_ms: int) -> int:
         """Delete acknowledged segments older than ``before_ms``; the newest acknowledged one always stays.

@@ -189,6 +189,10 @@ class Database(Protocol):
     def execute(self, statements: str, bindings: Any = None, /) -> Any:  # noqa: ANN401
         """Run statements; iterate the result for rows."""
 
+    @property
+    def in_transaction(self) -> bool:
+        """A transaction is open."""
+
     def close(self, force: bool = False) -> None:  # noqa: FBT001, FBT002  as apsw has it
         """Close; idempotent."""
 
