@@ -92,6 +92,7 @@ def encode_batch(
     checkpoint: SignedCheckpoint,
     salts: Salts,
     frontier: Frontier | None = None,
+    memory: columns.Memory | None = None,
 ) -> bytes:
     """Frame of the entries [first, checkpoint.size).
 
@@ -101,6 +102,7 @@ def encode_batch(
         checkpoint: Signed at the end of the entries; the one before it lies within them or at ``first``.
         salts: Of the epoch.
         frontier: The tree at ``first``, to be sent along when the head-end does not have it.
+        memory: Of this gateway's batches before; see ``columns.encode``.
 
     Raises:
         BatchTooLargeError: More than ENTRIES_MAX entries, RAW_MAX bytes of columns or FRAME_MAX bytes in all.
@@ -113,10 +115,10 @@ def encode_batch(
         raise ValueError(f"a frontier of size {frontier.size} can not begin a batch at {first}")
     if len(entries) > ENTRIES_MAX:
         raise BatchTooLargeError(f"{len(entries)} entries; a batch has at most {ENTRIES_MAX}")
-    raw = columns.encode(entries)
-    if len(raw) > RAW_MAX:
-        raise BatchTooLargeError(f"{len(raw)} bytes of columns; a batch has at most {RAW_MAX}")
-    method, packed = columns.pack(raw)
+    try:
+        method, packed = columns.pack(columns.encode(entries, memory=memory))
+    except columns.TooLargeError as error:
+        raise BatchTooLargeError(str(error)) from None
     header = (
         head.epoch,
         first,

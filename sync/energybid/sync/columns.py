@@ -38,7 +38,8 @@ Columns are numbered among those of the shape that have numbers. Each operand ha
 
 **A column.** A byte: mode x 32 + the choice of its first vector; for PACED the pace, signed; then by mode: PLAIN: the
 vector of all numbers; else the vector of the firsts, and, if a run is longer than one, a byte: the choice of the vector
-of the rests, and that vector. All are signed integers.
+of the rests, and that vector. All are signed integers. The pace is not 0; where all runs are of one number, the mode is
+PLAIN or DELTA; the rests of SMOOTH are not all 0.
 """
 
 import zlib
@@ -63,7 +64,7 @@ from energybid.core.errors import EvidenceError
 from energybid.core.quantities import MANTISSA_MAX, MANTISSA_MIN, ClockState, Status
 from energybid.sync import bits, formulas, predict
 from energybid.sync.formulas import Formula
-from energybid.sync.predict import PACED, PLAIN, SMOOTH, Runs
+from energybid.sync.predict import DELTA, PACED, PLAIN, SMOOTH, Runs
 
 RAW_MAX = 4 * 1024 * 1024
 """Most bytes of columns before compression that anything here accepts."""
@@ -83,7 +84,7 @@ _FORMULA_BITS = 32
 
 
 class TooLargeError(ValueError):
-    """More values than one stream holds: take fewer entries."""
+    """More than one stream holds: take fewer entries."""
 
 
 class _Shape(NamedTuple):
@@ -387,9 +388,12 @@ def encode(entries: Sequence[Entry], *, memory: Memory | None = None) -> bytes:
             the bytes depend on it too.
 
     Raises:
-        TooLargeError: More than CELLS_MAX values of readings.
+        TooLargeError: More than CELLS_MAX values of readings, or RAW_MAX bytes.
     """
-    return _Encoder(_Fresh(memory)).stream(entries)
+    raw = _Encoder(_Fresh(memory)).stream(entries)
+    if len(raw) > RAW_MAX:
+        raise TooLargeError(f"{len(raw)} bytes of columns; at most {RAW_MAX} are allowed")
+    return raw
 
 
 # ---------------------------------------------------------------- decoding
@@ -412,14 +416,14 @@ class _Decoder:
         count, others = self._in.varint(), self._in.varint()
         if count > limit or others > count:
             raise EvidenceError(f"columns: {count} entries; at most {limit} are allowed")
-        shapes = [self._shape() for _ in range(self._bounded(count - others, "shapes"))]
+        shapes = self._shapes(count - others)
         tables = self._tables(count - others, len(shapes))
         symbols = self._order(count, len(tables))
         sizes = [0] * (len(tables) + 1)
         for symbol in symbols:
             sizes[symbol] += 1
-        if sizes[0] != others or not all(sizes[1:]):
-            raise EvidenceError("columns: the order does not fit the tables")
+        if sizes[0] != others:
+            raise EvidenceError("columns: the order does not fit the entries")
         sources: list[Iterator[Entry]] = list(map(iter, self._readings(shapes, tables, sizes[1:])))
         sources.insert(0, iter([self._other() for _ in range(others)]))
         self._in.end()
@@ -435,6 +439,18 @@ class _Decoder:
             raise EvidenceError(f"columns: {count} {name}; at most {most} are possible here")
         return count
 
+    def _shapes(self, most: int) -> list[_Shape]:
+        shapes: list[_Shape] = []
+        cells = 0
+        for _ in range(self._bounded(most, "shapes")):
+            shapes.append(self._shape())
+            cells += shapes[-1].width
+            if cells > CELLS_MAX:
+                raise EvidenceError(f"columns: more than {CELLS_MAX} values")
+        if len(set(shapes)) != len(shapes):
+            raise EvidenceError("columns: a shape twice")
+        return shapes
+
     def _shape(self) -> _Shape:
         width = self._bounded(VALUES_MAX, "values")
         status: list[int] = []
@@ -447,17 +463,27 @@ class _Decoder:
 
     def _tables(self, most: int, shapes: int) -> list[_Table]:
         count = self._bounded(most, "tables")
-        if not count:
+        if not count and not shapes:
             return []
+        if not count:
+            raise EvidenceError("columns: shapes without tables")
         columns = [
             _within(self._column([(0, count)]), 0, top, "a table's head")
             for top in (UINT_MAX, UINT_MAX, UINT_MAX, shapes - 1)
         ]
-        return [_Table(*row) for row in zip(*columns, strict=True)]
+        tables = [_Table(*row) for row in zip(*columns, strict=True)]
+        if len(set(tables)) != count or list(dict.fromkeys(columns[-1])) != list(range(shapes)):
+            raise EvidenceError("columns: a table twice, or a shape at the wrong place")
+        return tables
 
     def _order(self, count: int, tables: int) -> list[int]:
+        """The entries' symbols; tables must appear in their own order."""
         surprises = self._in.vector(self._bounded(2 * count, "surprises"))
-        return _symbols(surprises, count, tables)
+        symbols = _symbols(surprises, count, tables)
+        seen = [symbol for symbol in dict.fromkeys(symbols) if symbol]
+        if seen != list(range(1, tables + 1)) or surprises != _surprises(symbols, tables):
+            raise EvidenceError("columns: the order of the entries is not in its one form")
+        return symbols
 
     def _readings(self, shapes: list[_Shape], tables: list[_Table], sizes: list[int]) -> list[list[Reading]]:
         """Readings of each table."""
@@ -503,8 +529,6 @@ class _Decoder:
 
     def _values(self, shape: _Shape, runs: Runs) -> list[tuple[int | None, ...]]:
         """Rows of all tables of one shape."""
-        if not runs:
-            raise EvidenceError("columns: a shape without tables")
         height, present = runs[-1][1], shape.present()
         columns: list[list[int]] = [[] for _ in present]
         chosen = self._formulas(len(present)) if present else []
@@ -548,13 +572,17 @@ class _Decoder:
         mode, choice = byte >> bits.CHOICE_BITS, byte & bits.CHOICE_MASK
         if mode > SMOOTH:
             raise EvidenceError(f"columns: there is no way {mode} to predict a column")
-        pace = bits.unfolded((self._in.varint(),))[0] if mode == PACED else 0
-        self._in.choices.append((mode, pace))
         height = runs[-1][1]
+        pace = bits.unfolded((self._in.varint(),))[0] if mode == PACED else 0
+        if (mode == PACED and not pace) or (mode > DELTA and height == len(runs)):
+            raise EvidenceError("columns: a column is predicted in a way that changes nothing")
+        self._in.choices.append((mode, pace))
         first = bits.unfolded(self._in.chosen(height if mode == PLAIN else len(runs), choice))
         if mode == PLAIN:
             return first
         rest = bits.unfolded(self._in.vector(height - len(runs)))
+        if mode == SMOOTH and not any(rest):
+            raise EvidenceError("columns: a column is predicted in a way that changes nothing")
         return predict.undo(first, rest, runs, mode, pace)
 
     def _other(self) -> Entry:
@@ -590,6 +618,8 @@ def decode(data: bytes, *, limit: int, trusted: bool = False) -> list[Entry]:
     Raises:
         EvidenceError: Broken, longer than ``limit``, or not what their own choices make of these entries.
     """
+    if len(data) > RAW_MAX:
+        raise EvidenceError(f"columns: {len(data)} bytes; at most {RAW_MAX} are allowed")
     decoder = _Decoder(data)
     entries = decoder.entries(limit)
     if not trusted and _Encoder(_Again(decoder.choices())).stream(entries) != data:
