@@ -60,6 +60,26 @@ def connects(family: int, kind: int, protocol: int = 0) -> Callable[[], object]:
     return lambda: socket.socket(family, kind, protocol).close()
 
 
+def late(device: str) -> Callable[[], object]:
+    """An attempt on an adapter whose driver is not there yet: no such device, but no refusal either."""
+
+    def attempt() -> None:
+        try:
+            os.close(os.open(device, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK))
+        except OSError as error:
+            if error.errno not in {errno.ENXIO, errno.ENODEV}:
+                raise
+
+    return attempt
+
+
+def multicast() -> None:
+    """A packet to a group."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
+        sock.sendto(b"", ("224.0.0.251", 5353))
+
+
 def callback() -> int:
     """A C function made at run time, as ctypes and cffi do."""
     return int(ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 7)())
@@ -84,6 +104,7 @@ MUST_FAIL: dict[str, Callable[[], object]] = {
     "raw sockets": connects(socket.AF_INET, socket.SOCK_RAW, 1),
     "packet sockets": connects(socket.AF_PACKET, socket.SOCK_RAW),
     "netlink sockets": connects(socket.AF_NETLINK, socket.SOCK_RAW),
+    "multicast": multicast,
     "another user": lambda: os.setuid(0),
     "another group": lambda: os.setgroups([0]),
     "a name space": lambda: os.unshare(0x10000000) if hasattr(os, "unshare") else _unshare(),
@@ -99,6 +120,8 @@ MUST_WORK: dict[str, Callable[[], object]] = {
     "write the state folder": lambda: (writes(STATE / "probe")(), (STATE / "probe").unlink()),
     "write the run folder": lambda: (writes(Path("/run/energybid/probe"))(), Path("/run/energybid/probe").unlink()),
     "open the serial line": lambda: os.close(os.open("/run/bus-sim/rtu", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)),
+    "open a ttyUSB that comes later": late("/dev/late-usb"),
+    "open a ttyACM that comes later": late("/dev/late-acm"),
     "connect to the broker": lambda: socket.create_connection(("127.0.0.1", 1883), 5).close(),
     "resolve a name": lambda: socket.getaddrinfo("localhost", 1883),
     "read the boot's id": lambda: Path("/proc/sys/kernel/random/boot_id").read_text(),

@@ -159,12 +159,17 @@ def unpack(archive: Path, wheels: Path, suite: str) -> tuple[Path, Path]:
     shutil.copytree(PROJECT / "systemd", shared / "systemd")
     shutil.copytree(HERE, shared / "boot", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(wheels, shared / "wheels", ignore=shutil.ignore_patterns(".complete"))
+    say("installing into the image")
+    install = [shared / "systemd/install", "--root", root, "--wheelhouse", shared / "wheels"]
+    subprocess.run(install, check=True, stdout=sys.stderr)
+    if list((root / "etc/energybid/keys").iterdir()):
+        raise SystemExit("test-boot: FAILED: the image holds a key; all cards written from it would sign with it")
     system = root / "etc/systemd/system"
     shutil.copy(HERE / "boot-test.service", system)
     (system / "multi-user.target.wants").mkdir(exist_ok=True)
     (system / "multi-user.target.wants/boot-test.service").symlink_to("../boot-test.service")
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
-    # Journals that outlive the reboot; a machine id of its own; no root shell on the console.
+    # Journals that outlive the reboot.
     (root / "var/log/journal").mkdir(exist_ok=True)
     return root, shared
 
@@ -203,6 +208,8 @@ def boot(root: Path, shared: Path, timeout_s: float) -> float:
 def container(root: Path, shared: Path, console: IO[bytes], timeout_s: float) -> int:
     """One boot; returns nspawn's exit code."""
     command = ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--private-network"]
+    # DeviceAllow= and IPAddressDeny= are BPF programs, which systemd in the container must be allowed to load.
+    command += ["--system-call-filter=bpf", "--capability=CAP_BPF,CAP_PERFMON,CAP_SYS_RESOURCE"]
     command += [f"--bind={shared}:/srv/shared", f"--directory={root}"]
     # Where /run is not a file system of its own, nspawn would not clean up below it: give it one, of its own too.
     wrapped = ["unshare", "--mount", "/bin/sh", "-c", 'mount -t tmpfs tmpfs /run && exec "$@"', "sh", *command]
