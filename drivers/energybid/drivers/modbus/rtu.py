@@ -64,12 +64,15 @@ class RtuLink(Link):
         if now < self._free_at:
             self._wake_at(self._free_at)
             return
+        earliest = NEVER
         for exchange in self._pending:
             asked = exchange.asked[exchange.sent]
-            if now >= self._late.get((asked.unit, asked.function), -NEVER):
+            passed_at = self._late.get((asked.unit, asked.function), -NEVER)
+            if now >= passed_at:
                 self._send(transport, exchange, asked, now)
                 return
-        self._wake_at(min(self._late.values()))
+            earliest = min(earliest, passed_at)
+        self._wake_at(earliest)
 
     def _send(self, transport: asyncio.Transport, exchange: Exchange, asked: Asked, now: float) -> None:
         index = exchange.sent
@@ -126,7 +129,8 @@ class RtuLink(Link):
         self._finder.forget()
         self._current = None
         exchange.settle(index, outcome)
-        self._skip_rest(exchange)
+        if outcome == Failure.NO_REPLY:
+            self._skip_rest(exchange)
 
 
 def character_s(endpoint: Endpoint) -> float:
