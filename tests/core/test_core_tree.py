@@ -240,3 +240,16 @@ def test_golden_tree() -> None:
         first, second = case["first"], case["second"]
         assert consistency_proof(leaves[:second], first) == list(case["proof"])
         verify_consistency(first, second, case["proof"], roots[first], roots[second])
+
+
+def test_refuses_true_hashes_under_false_sizes() -> None:
+    """Roots do not hold the size: only the length of the path does."""
+    assert refused(lambda: verify_inclusion(LEAVES[1], 0, 1, [LEAVES[0]], mth(0, 2)))
+    assert refused(lambda: verify_inclusion(LEAVES[0], 0, 4, [LEAVES[1]], mth(0, 2)))
+    assert refused(lambda: verify_consistency(1, 4, [LEAVES[1]], mth(0, 1), mth(0, 2)))
+    assert refused(lambda: verify_consistency(3, 4, consistency_proof(LEAVES[:8], 7), mth(0, 7), mth(0, 8)))
+    assert refused(lambda: verify_consistency(7, 8, consistency_proof(LEAVES[:4], 3), mth(0, 3), mth(0, 4)))
+
+
+def test_refuses_hashes_joined_in_one() -> None:
+    assert refused(lambda: verify_inclusion(b"", 1, 2, [LEAVES[0] + LEAVES[1]], mth(0, 2)))
