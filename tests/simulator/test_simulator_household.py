@@ -14,11 +14,13 @@ from energybid.simulator.household import (
     divide,
     recorded_wh,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 DAY_MS = 86_400_000
 SEEDS = st.text(min_size=1, max_size=8)
+EXAMPLES = settings(deadline=None, max_examples=60)
+"""No deadline: a jump of days takes its time on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,7 @@ def test_the_recorded_series_is_fourteen_whole_days_without_gaps() -> None:
     assert all(abs(float(row["value"]) * 1000 - wh) < 0.002 for row, wh in zip(rows, recorded_wh(), strict=True))
 
 
+@EXAMPLES
 @given(total=st.integers(0, 10**15), weights=st.lists(st.integers(0, 10**6), min_size=1, max_size=50))
 def test_parts_add_up_to_the_whole(total: int, weights: list[int]) -> None:
     weights[0] += 1
@@ -48,12 +51,14 @@ def test_every_half_hour_imports_exactly_what_was_recorded(house: Household) -> 
     assert [b - a for a, b in itertools.pairwise(marks)] == [wh * UJ_PER_WH for wh in recorded_wh()]
 
 
+@EXAMPLES
 @given(seed=SEEDS, load=st.integers(1, 50_000), wh=st.integers(0, 5000))
 def test_load_and_seed_keep_the_energy_exact(seed: str, load: int, wh: int) -> None:
     house = Household(seed, Site(load_permille=load), wh_per_row=[wh])
     assert sum(house.state(3 * ROW_MS).import_uj) == 3 * wh * load * UJ_PER_WH // 1000
 
 
+@EXAMPLES
 @given(seed=SEEDS, start=st.integers(0, DAY_MS), steps=st.lists(st.integers(1, 400_000), min_size=1, max_size=20))
 def test_energy_never_decreases_at_any_pace(seed: str, start: int, steps: list[int]) -> None:
     house = Household(seed, Site(pv_peak_w=4000, import_wh=1_234_567))
@@ -67,6 +72,7 @@ def power_uj(state: State, ms: int) -> int:
     return sum(state.power_mw) * ms
 
 
+@EXAMPLES
 @given(seed=SEEDS, second=st.integers(0, 86_400), pv=st.sampled_from([0, 5000]))
 def test_energy_is_the_integral_of_power(seed: str, second: int, pv: int) -> None:
     house = Household(seed, Site(pv_peak_w=pv))
@@ -114,6 +120,7 @@ def test_one_phase_has_all_of_a_single_phase_site() -> None:
     assert state.power_mw[1:] == (0, 0)
 
 
+@EXAMPLES
 @given(seed=SEEDS, at=st.integers(0, 14 * DAY_MS), load=st.sampled_from([100, 1000, 40_000]))
 def test_electrical_values_are_plausible_and_agree(seed: str, at: int, load: int) -> None:
     state = Household(seed, Site(load_permille=load)).state(at)

@@ -170,6 +170,8 @@ class RtuLine(asyncio.Protocol):
         self._framer = RtuRequests()
         self._heard_at = 0.0
         self._busy_until = 0.0
+        self._pieces = 0
+        """Begun and not yet sent."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
@@ -178,12 +180,11 @@ class RtuLine(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Hear a part of a request."""
-        now = self._loop.time()
-        if now < self._busy_until:
+        if self._pieces:
             self._bus.counts["collisions"] += 1
             self._framer.reset()
             return
-        self._heard_at = max(self._heard_at, now) + len(data) * self._timing.char_s
+        self._heard_at = max(self._heard_at, self._loop.time()) + len(data) * self._timing.char_s
         for frame in self._framer.feed(data):
             self._request(frame.unit, frame.pdu)
 
@@ -204,7 +205,9 @@ class RtuLine(asyncio.Protocol):
             piece = data[at : at + CHUNK]
             self._busy_until = start + (at + len(piece)) * self._timing.char_s
             self._loop.call_at(self._busy_until, self._write, piece)
+            self._pieces += 1
 
     def _write(self, data: bytes) -> None:
+        self._pieces -= 1
         if not self._transport.is_closing():
             self._transport.write(data)
