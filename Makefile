@@ -41,8 +41,9 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml
 	$(BIN)/pip install -q -e '.[test]'
 	@touch $@ $(VENV)/.demo
 
-test-boot:  ## boots a Debian root with systemd and runs the installed agent in it (root; minutes)
-	systemd/test-boot
+test-boot: DEBIAN := debootstrap systemd-container python3-venv
+test-boot: debian  ## boots a Debian root with systemd and runs the installed agent in it (root; a minute)
+	$(SUDO) systemd/test-boot
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
