@@ -1,12 +1,14 @@
 """The stranger reads our batches, from docs/formats.md §6 and §7 alone."""
 
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import golden_core
 import pytest
 import stranger
 import stranger_batch
+from cddl_verifier import Validator
 from energybid.core.entries import TYPE_OF, Entry, Known, Reading, Unknown
 from energybid.core.log import Log, Salts
 from energybid.core.tree import Frontier, leaf_hash
@@ -16,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies_core import ENTRIES, readings
 
+CDDL = Validator(Path(__file__).parents[2] / "docs" / "formats.cddl")
 KEY = golden_core.KEYS["ed25519"]
 PEM = KEY.public.pem().decode()
 
@@ -84,6 +87,9 @@ def test_verifies_batches_and_refuses_every_flipped_bit() -> None:
     entries: list[Known] = [golden_core.known(name) for name in ("epoch", "start", "declaration")]
     entries += [entry for entry in steady(150, 2) if isinstance(entry, Reading)]
     frames, leaves = log_of(entries)
+    for frame in frames:
+        assert CDDL.validate(frame[1:-16], root_type="batch-header").valid
+        assert not CDDL.validate(b"\x8d" + frame[19:-16], root_type="batch-header").valid
     canonical, root = stranger_batch.batch(frames[0], "acme/gw-7", PEM, [])
     assert [stranger.leaf(raw) for raw in canonical] == leaves[:300]
     canonical, root = stranger_batch.batch(frames[1], "acme/gw-7", PEM, leaves[:300])
