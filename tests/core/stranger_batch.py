@@ -89,6 +89,8 @@ class Stream:
         mode, choice = byte // 32, byte % 32
         need(mode <= 3, "mode")
         pace = self.varint() if mode == 2 else 0
+        need(mode != 2 or pace, "a pace of 0")
+        need(mode < 2 or sum(runs) > len(runs), "a mode that changes nothing")
         pace = pace // 2 if pace % 2 == 0 else -(pace + 1) // 2
         if mode == 0:
             return self.signed(sum(runs), choice)

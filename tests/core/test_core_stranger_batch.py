@@ -114,3 +114,15 @@ def test_refuses_another_origin_key_and_place(origin: str) -> None:
     ):
         with pytest.raises(stranger.Refused):
             stranger_batch.batch(frame, name, pem, before)
+
+
+@pytest.mark.parametrize("name", ["batch-whole", "batch-later", "batch-readings"])
+def test_verifies_the_golden_batches(name: str) -> None:
+    golden, log = golden_core.read(name), golden_core.read("log")
+    kid = golden["checkpoint"][8:16]
+    pem = next(key["pem"] for key in log["keys"].values() if key["kid"] == kid)
+    leaves = list(golden_core.read("tree")["leaves"][: golden["first"]])
+    canonical, root = stranger_batch.batch(golden["frame"], golden["origin"], pem, leaves)
+    assert canonical == list(golden["canonical"])
+    assert stranger.checkpoint(stranger.signed(golden["checkpoint"], pem))[3] == root
+    assert stranger_batch.columns_of(golden["columns"], len(canonical))
