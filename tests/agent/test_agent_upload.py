@@ -218,6 +218,21 @@ def test_a_restored_headend_is_refilled(tmp_path):
     world(tmp_path / "j", script)
 
 
+def test_a_headend_that_lost_what_was_pruned_here_is_named_and_reading_goes_on(tmp_path, caplog):
+    async def script(there, recorder, uploader, tasks):
+        await asyncio.sleep(2000)
+        assert recorder.journal.prune(10**15) > 0
+        there.frontier = Frontier()
+        there.answer()
+        await asyncio.sleep(600)
+        assert "does not hold entry 0" in uploader.error
+        assert recorder.committed > 2500
+        assert not tasks[1].done()
+
+    world(tmp_path / "j", script)
+    assert caplog.text.count("restore the head-end") == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "says"), [({"size": 10**6}, "restored or copied"), ({"root": bytes(32)}, "another gateway")]
 )

@@ -162,9 +162,7 @@ class Uploader:
         next_s = 0.0
         while True:
             await self._due(next_s)
-            built = await self._platform.offload(
-                build_batch, self._recorder.journal, self._recorder.epoch, self._salts, self._window.sent
-            )
+            built = await self._build()
             if built is None:
                 continue
             now_s = asyncio.get_running_loop().time()
@@ -174,6 +172,22 @@ class Uploader:
             self._furthest = max(self._furthest, built.end)
             self._window.add(built.end, now_s)
             await uplink.publish(self._topics.log, built.frame)
+
+    async def _build(self) -> Built | None:
+        first = self._window.sent
+        try:
+            return await self._platform.offload(
+                build_batch, self._recorder.journal, self._recorder.epoch, self._salts, first
+            )
+        except EvidenceError as error:
+            # The head-end was restored to before what the journal still keeps. Reading goes on; only people can help.
+            if str(error) != self.error:
+                logger.error(
+                    "can not send from entry %d on: %s; restore the head-end from a newer backup", first, error
+                )  # noqa: TRY400  no traceback
+            self.error = str(error)
+            await asyncio.sleep(RECONNECT_MAX_S)
+            return None
 
     async def _due(self, next_s: float) -> None:
         """Wait until a batch is to be sent."""
