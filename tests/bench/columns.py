@@ -16,9 +16,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sync"))
 
-from log_entries import METERS, recorded
-
 from energybid.sync import columns
+from log_entries import METERS, recorded
 
 ROUNDS = 7
 
@@ -56,19 +55,20 @@ def measure(polls: int) -> dict[str, float]:
     }
 
 
+def table(rows: list[dict[str, float]]) -> str:
+    """A Markdown table."""
+    cells = [list(rows[0]), ["---"] * len(rows[0])]
+    cells += [[f"{x:.3f}" if isinstance(x, float) else str(x) for x in row.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
 def main() -> None:
     """Print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="What columns cost.")
     parser.add_argument("--json", action="store_true", help="one JSON array instead of a table")
     arguments = parser.parse_args()
     rows = [measure(polls) for polls in (1, 10, 60)]
-    if arguments.json:
-        print(json.dumps(rows))
-        return
-    print("| " + " | ".join(rows[0]) + " |")
-    print("|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(f"{x:.3f}" if isinstance(x, float) else str(x) for x in row.values()) + " |")
+    sys.stdout.write((json.dumps(rows) if arguments.json else table(rows)) + "\n")
 
 
 if __name__ == "__main__":
