@@ -214,7 +214,8 @@ def test_a_flipped_bit_is_refused_or_seen() -> None:
     entries = small()
     raw = encode(entries)
     unseen = []
-    for bit in range(len(raw) * 8):
+    # All bits of control, some of the planes.
+    for bit in (*range(1600), *range(1600, len(raw) * 8, 7)):
         broken = bytearray(raw)
         broken[bit >> 3] ^= 1 << (bit & 7)
         with contextlib.suppress(EvidenceError):
