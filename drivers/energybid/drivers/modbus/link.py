@@ -38,6 +38,8 @@ class Link(asyncio.Protocol, ABC):
         self._plan = plan
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._gone = asyncio.Event()
+        """The last connection's end was told."""
         self._opening: asyncio.Task[BusDownError | None] | None = None
         self._closed = False
         self._down = BusDownError(f"{plan.name}: not opened yet")
@@ -148,6 +150,7 @@ class Link(asyncio.Protocol, ABC):
         if not isinstance(transport, asyncio.Transport):
             raise TypeError("a bus needs a transport for both directions")
         self._transport = transport
+        self._gone.clear()
         self._proven = False
         self._loss, self._reason = Failure.BUS_DOWN, CLOSED
         self._reset()
@@ -155,11 +158,14 @@ class Link(asyncio.Protocol, ABC):
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what is under way; allow the next attempt at once if this connection had worked."""
         self._transport = None
+        self._gone.set()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         error = BusDownError(f"{self._plan.name}: connection lost: {exc or self._reason}")
-        if self._proven:
+        if self._closed:
+            pass
+        elif self._proven:
             self._down = error
             self._back_off_s = BACK_OFF_MIN_S
             self._retry_at = -NEVER
@@ -194,6 +200,7 @@ class Link(asyncio.Protocol, ABC):
             self._opening.cancel()
             await asyncio.wait([self._opening])
         if self._transport is not None:
+            self._loss = Failure.BUS_DOWN
             self._transport.abort()
-            self._transport = None
+            await self._gone.wait()
         self._fail_all(Failure.BUS_DOWN)
