@@ -70,7 +70,6 @@ commit_interval = "1 s"
 [uplink]
 url = "mqtt://127.0.0.1:{broker}"
 mqtt = "3.1.1"
-batch_interval = "5 s"
 
 [status]
 path = "status.json"
