@@ -24,6 +24,8 @@ from energybid.sync.topics import topics_for
 
 T = TypeVar("T")
 
+QUANTITIES_MAX = 1024
+"""So many fit a reading, and their declaration an entry."""
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$", description="letters, digits, . _ -; at most 64")]
 
@@ -299,6 +301,8 @@ def meter_plan(meter: MeterModel, loaded: LoadedProfile) -> MeterPlan:
         ConfigurationError: A quantity that the profile does not have.
     """
     groups, compiled = compile_profile(loaded, interval_s=meter.interval, quantities=meter.quantities)
+    if sum(len(group.quantities) for group in groups) > QUANTITIES_MAX:
+        raise ValueError(f"{meter.name} reads more than {QUANTITIES_MAX} quantities: choose with quantities = [...]")
     return MeterPlan(
         name=meter.name,
         unit=meter.unit,

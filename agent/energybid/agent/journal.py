@@ -153,6 +153,7 @@ class Journal:
         """
         self.path = path
         self._database = database
+        self._memory = columns.Memory()
         with self._reported():
             self._prepare()
             self._head = self._read_head() if check else None
@@ -191,6 +192,16 @@ class Journal:
         return [
             EpochRow(*row) for row in self._database.execute("SELECT number, id, origin, secret FROM epoch ORDER BY 1")
         ]
+
+    def last_of(self, epoch: EpochRow) -> tuple[bytes, int, bytes]:
+        """(id, size, root) of an epoch as far as it was committed."""
+        low = epoch.number << SEQUENCE_BITS
+        for key, seal in self._database.execute(
+            "SELECT key, checkpoint FROM segment WHERE key > ? AND key <= ? ORDER BY key DESC LIMIT 1",
+            (low, low | SEQUENCE_MAX),
+        ):
+            return epoch.id, key & SEQUENCE_MAX, cbor.decode(seal)[0]
+        return epoch.id, 0, EMPTY_ROOT
 
     def acknowledged(self) -> Acknowledged | None:
         """The last receipt that was accepted."""
@@ -239,7 +250,7 @@ class Journal:
         if first != self._head.frontier.size:
             raise ValueError(f"commit begins at {first}, the journal ends at {self._head.frontier.size}")
         anchored = first == 0 or checkpoint.counter % ANCHOR_EVERY == 0
-        method, packed = columns.pack(columns.encode(commit.entries))
+        method, packed = columns.pack(columns.encode(commit.entries, memory=self._memory))
         seal = (checkpoint.root, checkpoint.time_ms, checkpoint.clock, checkpoint.counter, signed.algorithm, signed.kid)
         epoch = self._head.epoch
         statements: list[tuple[str, tuple[Any, ...]]] = [

@@ -58,6 +58,8 @@ class Recorder:
         self.readings = 0
         self.values = 0
         self.version = ""
+        before = [epoch for epoch in journal.epochs() if epoch.number < head.epoch.number]
+        self._previous = journal.last_of(before[-1]) if before else None
         self._platform = platform
         self._interval_s = commit_interval_s
         self._keep_s = keep_s
@@ -117,7 +119,7 @@ class Recorder:
         now_ms = self._platform.now_ns() // 1_000_000
         mono_ms = _milliseconds(asyncio.get_running_loop().time())
         if self._log.size == 0:
-            self.append(Epoch(self.epoch.origin, now_ms, None))
+            self.append(Epoch(self.epoch.origin, now_ms, self._previous))
         self._clock = int(self._platform.clock_state())
         self._offset_ms = now_ms - mono_ms
         self._start = self.append(Start(self._platform.boot_id, now_ms, mono_ms, self._clock, version, configuration))

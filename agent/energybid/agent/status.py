@@ -5,6 +5,7 @@ The file lies on a RAM disk (/run), so that it costs the card nothing. It is for
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from energybid.agent.recorder import Recorder
 from energybid.agent.upload import Uploader
 from energybid.core.ports import Platform
 from energybid.core.quantities import ClockState, Status, decimal_text
+
+logger = logging.getLogger("energybid.agent")
 
 
 def meter_status(meter: Meter) -> dict[str, Any]:
@@ -75,10 +78,17 @@ def agent_status(
 
 
 async def write_status(interval_s: float, status: Callable[[], dict[str, Any]], write: Callable[[bytes], None]) -> None:
-    """Write the status every interval, until cancelled, and once more then."""
+    """Write the status every interval, until cancelled, and once more then; a failure is logged and costs no more."""
     try:
         while True:
-            write(json.dumps(status()).encode())
+            _write(status, write)
             await asyncio.sleep(interval_s)
     finally:
+        _write(status, write)
+
+
+def _write(status: Callable[[], dict[str, Any]], write: Callable[[bytes], None]) -> None:
+    try:
         write(json.dumps(status()).encode())
+    except OSError as error:
+        logger.warning("status file: %s", error)

@@ -22,6 +22,7 @@ from energybid.core.evidence import Receipt, verify_receipt
 from energybid.core.log import Salts
 from energybid.core.ports import Platform, Uplink
 from energybid.sync.batch import BatchTooLargeError, encode_batch
+from energybid.sync.columns import Memory
 from energybid.sync.topics import Topics
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ class Built:
         self.first, self.end, self.frame = first, end, frame
 
 
-def build_batch(journal: Journal, epoch: EpochRow, salts: Salts, first: int) -> Built | None:
+def build_batch(
+    journal: Journal, epoch: EpochRow, salts: Salts, first: int, memory: Memory | None = None
+) -> Built | None:
     """The next batch from ``first`` on: whole segments, at least one, about ``BATCH_ENTRIES`` at most.
 
     Returns:
@@ -68,7 +71,7 @@ def build_batch(journal: Journal, epoch: EpochRow, salts: Salts, first: int) -> 
         checkpoint = journal.checkpoint(epoch, last)
         entries = [entry for _, some in segments for entry in some]
         try:
-            frame = encode_batch(first=first, entries=entries, checkpoint=checkpoint, salts=salts)
+            frame = encode_batch(first=first, entries=entries, checkpoint=checkpoint, salts=salts, memory=memory)
         except BatchTooLargeError:
             segments = segments[: len(segments) // 2]  # one segment always fits
         else:
@@ -94,6 +97,7 @@ class Uploader:
         self._plan = plan
         self._topics = topics
         self._headend_key = headend_key
+        self._memory = Memory()
         self._salts = Salts(recorder.epoch.secret)
         self._window = Window(recorder.acknowledged_size, plan.receipt_timeout_s)
         self._furthest = self._window.sent
@@ -177,14 +181,12 @@ class Uploader:
         first = self._window.sent
         try:
             return await self._platform.offload(
-                build_batch, self._recorder.journal, self._recorder.epoch, self._salts, first
+                build_batch, self._recorder.journal, self._recorder.epoch, self._salts, first, self._memory
             )
         except EvidenceError as error:
             # The head-end was restored to before what the journal still keeps. Reading goes on; only people can help.
             if str(error) != self.error:
-                logger.error(
-                    "can not send from entry %d on: %s; restore the head-end from a newer backup", first, error
-                )  # noqa: TRY400  no traceback
+                logger.error("can not send from %d on: restore the head-end from a newer backup: %s", first, error)  # noqa: TRY400
             self.error = str(error)
             await asyncio.sleep(RECONNECT_MAX_S)
             return None
