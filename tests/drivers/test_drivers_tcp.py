@@ -329,6 +329,20 @@ def test_closing_fails_what_is_under_way_and_is_idempotent() -> None:
     play(lambda _: SILENT, scene)
 
 
+def test_closing_while_the_bus_is_being_opened() -> None:
+    async def scene(driver: Driver, peer: Peer, plan: BusPlan) -> None:
+        poll = asyncio.ensure_future(driver.poll(plan.meters[0], 0))
+        await asyncio.sleep(0)
+        assert len(peer.attempts) == 0
+        await asyncio.sleep(0)
+        assert (len(peer.attempts), len(peer.wires)) == (1, 0)
+        await driver.close()
+        with pytest.raises(BusDownError, match="closed"):
+            await poll
+
+    play(prompt, scene)
+
+
 def test_a_transaction_is_not_used_again_while_its_late_reply_may_come() -> None:
     used: dict[int, float] = {}
 

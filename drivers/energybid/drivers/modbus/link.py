@@ -40,9 +40,10 @@ class Link(asyncio.Protocol, ABC):
         self._transport: asyncio.Transport | None = None
         self._gone = asyncio.Event()
         """The last connection's end was told."""
-        self._opening: asyncio.Task[BusDownError | None] | None = None
+        self._opening: asyncio.Task[None] | None = None
         self._closed = False
-        self._down = BusDownError(f"{plan.name}: not opened yet")
+        self._why = f"{plan.name}: not opened yet"
+        """Why the bus is down; every failure gets an exception of its own."""
         self._retry_at = -NEVER
         self._back_off_s = BACK_OFF_MIN_S
         self._proven = False
@@ -76,7 +77,7 @@ class Link(asyncio.Protocol, ABC):
                 self._pending.remove(exchange)
             raise
         if Failure.BUS_DOWN in exchange.outcomes:
-            raise self._down
+            raise BusDownError(self._why)
         return exchange
 
     def _pump_soon(self) -> None:
@@ -123,25 +124,26 @@ class Link(asyncio.Protocol, ABC):
     async def _connect(self) -> None:
         while self._transport is None:
             if self._closed or self._loop.time() < self._retry_at:
-                raise self._down
+                raise BusDownError(self._why)
             if self._opening is None:
                 self._opening = self._loop.create_task(self._open())
             # Shielded: a poll that is cancelled must not take the connection from the others that wait for it.
-            if error := await asyncio.shield(self._opening):
-                raise error
+            await asyncio.shield(self._opening)
 
-    async def _open(self) -> BusDownError | None:
+    async def _open(self) -> None:
         try:
             await self._platform.open_bus(self._plan.endpoint, lambda: self)
         except BusDownError as error:
-            self._back_off(BusDownError(f"{self._plan.name}: {error}"))
-            return self._down
+            self._back_off(f"{self._plan.name}: {error}")
+        except asyncio.CancelledError:
+            # Only ``close`` cancels this; who waits for the connection is told that the bus is closed.
+            if not self._closed:
+                raise
         finally:
             self._opening = None
-        return None
 
-    def _back_off(self, error: BusDownError) -> None:
-        self._down = error
+    def _back_off(self, why: str) -> None:
+        self._why = why
         self._retry_at = self._loop.time() + self._back_off_s * self._platform.random.uniform(0.75, 1.25)
         self._back_off_s = min(2 * self._back_off_s, BACK_OFF_MAX_S)
 
@@ -162,15 +164,13 @@ class Link(asyncio.Protocol, ABC):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        error = BusDownError(f"{self._plan.name}: connection lost: {exc or self._reason}")
-        if self._closed:
-            pass
-        elif self._proven:
-            self._down = error
+        why = f"{self._plan.name}: connection lost: {exc or self._reason}"
+        if self._proven and not self._closed:
+            self._why = why
             self._back_off_s = BACK_OFF_MIN_S
             self._retry_at = -NEVER
-        else:
-            self._back_off(error)
+        elif not self._closed:
+            self._back_off(why)
         self._fail_all(self._loss)
 
     def _skip_rest(self, exchange: Exchange) -> None:
@@ -195,7 +195,7 @@ class Link(asyncio.Protocol, ABC):
     async def close(self) -> None:
         """Release the bus; idempotent."""
         self._closed = True
-        self._down = BusDownError(f"{self._plan.name}: closed")
+        self._why = f"{self._plan.name}: closed"
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.wait([self._opening])
