@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import apsw
-
 from energybid.agent.recorder import Recorder, open_recorder
 from energybid.core.cose import PrivateKey
 from energybid.core.ports import BusPlan, MeterPlan, Platform, PollGroup, Sample, TcpEndpoint

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from energybid.agent.cli import commands
 
 ENERGYBID = Path(sys.executable).with_name("energybid")
@@ -36,7 +35,9 @@ unit = 1
 
 
 def energybid(*arguments, cwd=None, code=0):
-    done = subprocess.run([ENERGYBID, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [ENERGYBID, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == code, done.stdout + done.stderr
     return done
 

@@ -2,7 +2,6 @@
 
 import apsw
 import pytest
-
 from energybid.agent.journal import ANCHOR_EVERY, MIGRATIONS, Acknowledged, Commit, Journal
 from energybid.agent.verify import verify_journal
 from energybid.core.cose import PrivateKey
@@ -116,7 +115,6 @@ def test_damage_is_found_when_opening_and_by_verify(writer, damage):
     writer.journal._database.execute(damage)
     with pytest.raises(JournalError, match=writer.path):
         writer.reopen()
-        writer.journal.check()
     database = apsw.Connection(writer.path)
     report = verify_journal(database, writer.path, [KEY.public])
     assert report["verified"] is False

@@ -2,14 +2,14 @@
 
 import asyncio
 from collections import Counter
-
-from gateways import ScriptedDriver, bus, entries_in, meter, recording, virtual_platform
+from itertools import pairwise
 
 from energybid.agent.polling import BusPoller, MeterState, next_boundary
 from energybid.core.entries import Clock, Declaration, Gap, GapReason, Reading
 from energybid.core.errors import BusDownError, GarbledError, NoReplyError, RefusedError
 from energybid.core.quantities import ClockState
 from energybid.simulator.virtual import VirtualClock, run
+from gateways import ScriptedDriver, bus, entries_in, meter, recording, virtual_platform
 
 
 def poll(path, plan, answer, seconds, *, during=None, **driver):
@@ -50,7 +50,7 @@ def test_polls_are_aligned_to_utc_and_every_meter_keeps_its_interval(tmp_path):
     assert Counter(name for _, name in driver.calls) == {"fast": 60, "slow": 10}
     readings = of(Reading, entries)
     fast = [r.time_ms for r in readings if r.declaration == 2]
-    assert {b - a for a, b in zip(fast, fast[1:], strict=False)} <= {9_900, 10_000, 10_100}
+    assert {b - a for a, b in pairwise(fast)} <= {9_900, 10_000, 10_100}
     assert all((r.time_ms - r.span_ms) % 10_000 <= 100 for r in readings)
     assert [d.meter for d in of(Declaration, entries)] == ["fast", "slow"]
     assert driver.closed
@@ -92,7 +92,7 @@ def test_a_meter_that_returns_is_polled_at_its_interval_again(tmp_path):
     assert poller.meters[0].state is MeterState.OK
     assert poller.meters[0].failed_polls == 6
     times = [when for when, _ in driver.calls]
-    assert {round(b - a) for a, b in zip(times[8:], times[9:], strict=False)} == {10}
+    assert {round(b - a) for a, b in pairwise(times[8:])} == {10}
 
 
 def test_reasons_of_a_gap(tmp_path):
@@ -101,7 +101,7 @@ def test_reasons_of_a_gap(tmp_path):
         def answer(*_, error=error):
             raise error("x", 2) if error is RefusedError else error("x")
 
-        poller, driver, entries = poll(tmp_path / error.__name__, bus(meter("m", interval_s=10)), answer, 95)
+        poller, _, entries = poll(tmp_path / error.__name__, bus(meter("m", interval_s=10)), answer, 95)
         (gap,) = of(Gap, entries)
         assert gap.reason == reason
         if error is BusDownError:
@@ -125,7 +125,7 @@ def test_a_clock_step_is_logged_and_loses_no_poll(tmp_path):
     assert steps[1].clock == ClockState.HOLDOVER
     monos = [r.mono_ms for r in of(Reading, entries)]
     assert monos == sorted(monos)
-    assert all(b - a <= 11_000 for a, b in zip(monos, monos[1:], strict=False))
+    assert all(b - a <= 11_000 for a, b in pairwise(monos))
 
 
 def test_a_bus_that_can_not_keep_up_skips_whole_intervals_and_counts_them(tmp_path):
@@ -138,7 +138,7 @@ def test_a_bus_that_can_not_keep_up_skips_whole_intervals_and_counts_them(tmp_pa
 
 def test_several_polls_under_way_where_the_driver_allows(tmp_path):
     plan = bus(*(meter(f"m{n}", n, interval_s=1) for n in range(1, 33)))
-    poller, driver, entries = poll(tmp_path / "j", plan, lambda *_: 1, 60, takes_s=0.5, concurrency=16)
+    poller, _, entries = poll(tmp_path / "j", plan, lambda *_: 1, 60, takes_s=0.5, concurrency=16)
     assert poller.overruns == 0
     assert len(of(Reading, entries)) >= 32 * 59
 

@@ -4,8 +4,6 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import pytest
-from gateways import HEADEND, KEY, recording, virtual_platform
-
 from energybid.agent.plan import UplinkPlan
 from energybid.agent.upload import BATCH_ENTRIES, PATIENCE_MAX_S, Uploader, build_batch
 from energybid.core.cose import PrivateKey
@@ -17,6 +15,7 @@ from energybid.core.tree import Frontier
 from energybid.simulator.virtual import VirtualClock, run
 from energybid.sync.batch import decode_batch, replay
 from energybid.sync.topics import topics_for
+from gateways import HEADEND, KEY, recording, virtual_platform
 
 TOPICS = topics_for("t", "g")
 SETTINGS = UplinkSettings(host="broker", port=1883, client_id="g")
@@ -60,7 +59,7 @@ class World:
     def log(self, frame):
         self.frames.append(frame)
         if not self.headend_up:
-            return
+            return None
         batch = decode_batch(frame)
         if batch.first != self.frontier.size:
             self.duplicates += batch.end <= self.frontier.size
@@ -109,7 +108,7 @@ class Link:
 
     async def messages(self):
         while (payload := await self.queue.get()) is not None:
-            yield Message(TOPICS.receipt, payload, False)
+            yield Message(TOPICS.receipt, payload, retained=False)
         raise UplinkDownError("the connection was lost")
 
     def wire_bytes(self):

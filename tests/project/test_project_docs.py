@@ -1,5 +1,6 @@
 """Every example in the README runs, and every generated list is current."""
 
+import contextlib
 import os
 import re
 import signal
@@ -38,10 +39,8 @@ def test_the_readme_runs_as_it_stands(tmp_path):
     try:
         out, err = shell.communicate(timeout=120)
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(shell.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     assert shell.returncode == 0, out + err
     assert "main" in out
     assert "heatpump" in out

@@ -122,7 +122,7 @@ async def test_falls_back_to_3_1_1_and_remembers() -> None:
 
 async def test_amqtt_does_not_answer_version_5(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mqtt, "CONNECT_S", 0.5)
-    from amqtt.broker import Broker  # noqa: PLC0415  of the simulator extra
+    from amqtt.broker import Broker
 
     port = free_port()
     plugins: dict[str, Any] = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}

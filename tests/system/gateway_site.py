@@ -10,10 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import apsw
-from mosquitto import Mosquitto, free_port
-
 from energybid.agent.journal import Journal
 from energybid.core.log import Salts
+from mosquitto import Mosquitto, free_port
 
 ENERGYBID = Path(sys.executable).with_name("energybid")
 DEADLINE_S = 40.0

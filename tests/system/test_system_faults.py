@@ -68,7 +68,7 @@ def test_killed_twenty_times_nothing_committed_is_lost_or_doubled(site):
     seen = 0
     for _ in range(20):
         agent = site.agent()
-        wait_for(lambda: site.acknowledged() > seen, "progress after a kill", *site.running)
+        wait_for(lambda n=seen: site.acknowledged() > n, "progress after a kill", *site.running)
         time.sleep(rng.uniform(0, 0.4))  # the fault itself: a kill at any moment
         seen = site.acknowledged()
         agent.stop(signal.SIGKILL)
@@ -173,7 +173,7 @@ def test_a_rolled_back_journal_is_found_by_the_receipt_and_nothing_more_is_signe
 def test_two_agents_on_one_journal_and_a_folder_that_is_not_there(site):
     site.bus()
     first = site.agent()
-    wait_for(lambda: site.status(), "runs", first)
+    wait_for(site.status, "runs", first)
     second = site.agent()
     assert second.process.wait(20) == 4
     assert "another agent is running" in second.said()
@@ -195,7 +195,7 @@ def test_the_service_manager_is_told(site):
         assert b"READY=1" in heard
         assert heard.count(b"WATCHDOG=1") >= 2
         assert agent.stop() == 0
-        listener.setblocking(False)
+        listener.settimeout(0)
         rest = []
         try:
             while True:

@@ -1,5 +1,6 @@
 """Names of the series in a batch, for the rig: it runs on the rig's Python, so a process of the project decodes."""
 
+import functools
 import json
 import os
 import pathlib
@@ -21,14 +22,16 @@ while head := sys.stdin.buffer.read(4):
     sys.stdout.flush()
 """
 _python = pathlib.Path(os.environ.get("BENCH_TMP", "/tmp/bench")) / "peers/ours/venv/bin/python"
-_decoder = None
+
+
+@functools.cache
+def _decoder():
+    return subprocess.Popen([_python, "-c", DECODER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def values_in(topic, payload):
     """One name for each number in a batch."""
-    global _decoder
-    if _decoder is None:
-        _decoder = subprocess.Popen([_python, "-c", DECODER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    _decoder.stdin.write(struct.pack(">I", len(payload)) + payload)
-    _decoder.stdin.flush()
-    return json.loads(_decoder.stdout.readline())
+    decoder = _decoder()
+    decoder.stdin.write(struct.pack(">I", len(payload)) + payload)
+    decoder.stdin.flush()
+    return json.loads(decoder.stdout.readline())
