@@ -35,9 +35,8 @@ unit = 1
 
 
 def energybid(*arguments, cwd=None, code=0):
-    done = subprocess.run(
-        [ENERGYBID, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
-    )
+    command = [ENERGYBID, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
@@ -179,4 +178,6 @@ def test_the_agents_process_loads_only_what_metering_needs():
         " 'importlib.metadata', 'energybid.headend', 'energybid.simulator', 'energybid.bidding', 'shtab'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout == "[]\n"
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    done = subprocess.run([sys.executable, "-c", probe], env=bare, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
