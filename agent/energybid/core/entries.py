@@ -133,7 +133,12 @@ class GapReason:
     NO_REPLY = 1
     BUS_DOWN = 2
     NO_SPACE = 3
+    """The journal's budget was used up, or the disk was full or could not be written."""
     REFUSED = 4
+    THINNED = 5
+    """Left out on purpose while the journal's budget ran low; the readings between are there."""
+    DAMAGED = 6
+    """Read, and lost with a journal that was damaged before they were committed."""
 
 
 Entry = Epoch | Start | Declaration | Reading | Clock | Gap | Unknown

@@ -60,6 +60,14 @@ class JournalError(EnergybidError):
     """The journal can not be read or written: stop; the service manager restarts the agent."""
 
 
+class JournalStalledError(JournalError):
+    """The disk is full, read-only or failing: nothing was stored; keep what was to be, and try again later."""
+
+
+class JournalDamagedError(JournalError):
+    """What the journal holds is not what was committed: quarantine it, salvage, begin a new epoch."""
+
+
 class EvidenceError(EnergybidError):
     """Something signed or hashed does not check: a broken frame, proof, signature or root. Never trust it."""
 

@@ -197,6 +197,22 @@ class Database(Protocol):
         """Close; idempotent."""
 
 
+class Disk(Protocol):
+    """Files beside the database. Every method blocks: call it through ``offload``. All raise OSError."""
+
+    def reserve(self, path: str, size: int) -> None:
+        """Make a file of ``size`` bytes whose blocks are taken; 0 deletes it. A failure leaves no file."""
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+
+    def free(self, path: str) -> int:
+        """Bytes that may still be written to the file system that ``path`` is, or would be, on."""
+
+    def rename(self, path: str, to: str) -> None:
+        """Rename a file, durably; ``to`` must not exist."""
+
+
 class Offload(Protocol):
     """Runs blocking work off the loop."""
 
@@ -236,3 +252,5 @@ class Platform:
     """Path → database, created if it is not there."""
     notify: Callable[[str], None]
     """Tell the service manager (sd_notify(3)); does nothing where there is none."""
+    disk: Disk | None = None
+    """Files beside the journal; None: there is no ballast, and a damaged journal stops the agent."""

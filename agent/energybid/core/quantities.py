@@ -80,6 +80,8 @@ class Status(IntEnum):
     """The meter said "not available" with its own marker value, or NaN."""
     OVERFLOW = 4
     """Infinite, or outside 64 bits at the declared resolution."""
+    NOT_LOGGED = 5
+    """Read, but left out for lack of space: only energy was logged."""
     SUSPECT = 16
     """The number contradicts the one before it or its own bounds."""
 
