@@ -86,7 +86,7 @@ def root_of(leaves: Sequence[bytes]) -> bytes:
     return frontier.root()
 
 
-def _split(size: int) -> int:
+def split(size: int) -> int:
     """Largest power of two smaller than ``size`` (≥ 2)."""
     return 1 << (size - 1).bit_length() - 1
 
@@ -103,7 +103,7 @@ def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
         raise ValueError(f"no leaf {index} in a tree of {size}")
     if size == 1:
         return []
-    k = _split(size)
+    k = split(size)
     if index < k:
         return [*inclusion_proof(leaves[:k], index), root_of(leaves[k:])]
     return [*inclusion_proof(leaves[k:], index - k), root_of(leaves[:k])]
@@ -158,7 +158,7 @@ def consistency_proof(leaves: Sequence[bytes], first: int) -> list[bytes]:
 def _subproof(leaves: Sequence[bytes], first: int, *, whole: bool) -> list[bytes]:
     if first == len(leaves):
         return [] if whole else [root_of(leaves)]
-    k = _split(len(leaves))
+    k = split(len(leaves))
     if first <= k:
         return [*_subproof(leaves[:k], first, whole=whole), root_of(leaves[k:])]
     return [*_subproof(leaves[k:], first - k, whole=False), root_of(leaves[:k])]

@@ -281,10 +281,12 @@ class Store:
             )
         )
 
-    def checkpoints(self, row: EpochRow) -> Iterator[tuple[int, bytes]]:
-        """(size, COSE_Sign1 message) of the stored checkpoints."""
-        query = "SELECT size, message FROM checkpoint WHERE epoch = ? ORDER BY size"
-        return iter(self._database.execute(query, (row.id,)))
+    def checkpoints(
+        self, row: EpochRow, *, covering: int = -1, newest_first: bool = False
+    ) -> Iterator[tuple[int, bytes]]:
+        """(size, COSE_Sign1 message) of the stored checkpoints that cover an entry."""
+        query = "SELECT size, message FROM checkpoint WHERE epoch = ? AND size > ? ORDER BY size"
+        return iter(self._database.execute(query + (" DESC" if newest_first else ""), (row.id, covering)))
 
     def checkpoint(self, row: EpochRow, size: int) -> bytes | None:
         """The checkpoint that was stored at exactly this size."""
@@ -307,6 +309,12 @@ class Store:
             frontier.append(leaf_hash(raw))
         return frontier
 
+    def frontier_in(self, row: EpochRow, least: int, below: int) -> Frontier | None:
+        """The frontier of a stored checkpoint of a size in [least, below)."""
+        query = "SELECT size, peaks FROM checkpoint WHERE epoch = ? AND size >= ? AND size < ? ORDER BY size LIMIT 1"
+        rows = self._database.execute(query, (row.id, least, below))
+        return next((Frontier(size, split(peaks)) for size, peaks in rows), None)
+
     # ------------------------------------------------------------ receipts
 
     def receipt(self, row: EpochRow) -> ReceiptRow | None:
@@ -314,10 +322,10 @@ class Store:
         query = "SELECT size, message, time_ms FROM receipt WHERE epoch = ? ORDER BY size DESC LIMIT 1"
         return next((ReceiptRow(*found) for found in self._database.execute(query, (row.id,))), None)
 
-    def receipts(self, row: EpochRow) -> Iterator[ReceiptRow]:
-        """Every receipt of an epoch."""
-        query = "SELECT size, message, time_ms FROM receipt WHERE epoch = ? ORDER BY size"
-        return (ReceiptRow(*found) for found in self._database.execute(query, (row.id,)))
+    def receipts(self, row: EpochRow, *, covering: int = -1) -> Iterator[ReceiptRow]:
+        """Every receipt of an epoch that covers an entry."""
+        query = "SELECT size, message, time_ms FROM receipt WHERE epoch = ? AND size > ? ORDER BY size"
+        return (ReceiptRow(*found) for found in self._database.execute(query, (row.id, covering)))
 
     def add_receipt(self, row: EpochRow, receipt: ReceiptRow) -> None:
         """Keep a receipt before it is published."""

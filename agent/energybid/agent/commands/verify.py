@@ -1,4 +1,4 @@
-"""``energybid verify``: check a journal, a head-end's database or a batch, without trusting who wrote it."""
+"""``energybid verify``: check a proof, a journal, a head-end's database or a batch, without trusting who wrote it."""
 
 import argparse
 import importlib.metadata
@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 from energybid.agent.commands.keys import read_public
+from energybid.agent.explain import explain, words
 from energybid.agent.verify import verify_batch, verify_journal
 from energybid.core import exit_codes
 from energybid.core.cose import PublicKey
+from energybid.core.disclosure import FILE_MAX, is_proof
 from energybid.core.errors import EnergybidError, JournalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HELP = "check a journal, a head-end's database or a batch file"
+HELP = "check a proof, a journal, a head-end's database or a batch file"
 EXAMPLES = """\
 examples:
+  energybid verify reading.proof --key log.pub.pem --key headend.pub.pem
   energybid verify journal.db --key keys/log.pub.pem --key keys/headend.pub.pem
   energybid verify headend.db --json
   energybid verify batch.bin --key keys/log.pub.pem --origin demo/gw-1
@@ -32,8 +35,9 @@ _SQLITE = b"SQLite format 3\0"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``verify``."""
-    parser.add_argument("file", type=Path, help="a journal, a head-end's database, or a batch's bytes")
+    parser.add_argument("file", type=Path, help="a proof, a journal, a head-end's database, or a batch")
     parser.add_argument("--key", type=Path, action="append", default=[], help="public key, PEM; may be given again")
+    parser.add_argument("--ignore-receipt", action="store_true", help="check a proof without the head-end's key")
     parser.add_argument("--origin", help="TENANT/GATEWAY of a batch, from its topic")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -43,14 +47,24 @@ def run(arguments: argparse.Namespace) -> int:
     keys = [read_public(path) for path in arguments.key]
     try:
         with arguments.file.open("rb") as file:
-            head = file.read(len(_SQLITE))
+            head = file.read(FILE_MAX + 1)
     except OSError as error:
         raise EnergybidError(f"{arguments.file}: {error.strerror}") from None
-    if head == _SQLITE:
+    if is_proof(head):
+        return _proof(arguments, head, keys)
+    if head.startswith(_SQLITE):
         report = _database(arguments.file, keys)
     else:
         report = verify_batch(arguments.file.read_bytes(), arguments.origin, keys)
     sys.stdout.write((json.dumps(report) if arguments.json else _text(arguments.file, report)) + "\n")
+    return exit_codes.OK if report["verified"] else exit_codes.NOT_VERIFIED
+
+
+def _proof(arguments: argparse.Namespace, data: bytes, keys: list[PublicKey]) -> int:
+    named = {key.kid: (key, str(path)) for key, path in zip(keys, arguments.key, strict=True)}
+    report = explain(data, named, ignore_receipt=arguments.ignore_receipt)
+    text = json.dumps(report) if arguments.json else words(str(arguments.file), report)
+    sys.stdout.write(text + "\n")
     return exit_codes.OK if report["verified"] else exit_codes.NOT_VERIFIED
 
 

@@ -1,0 +1,203 @@
+"""``energybid prove``: write one small file that lets a stranger check one reading, or two checkpoints."""
+
+import argparse
+import importlib.metadata
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import apsw
+
+from energybid.agent.history import journal_histories
+from energybid.agent.moments import moment_ms, moment_text
+from energybid.core import cose, exit_codes
+from energybid.core.errors import ConfigurationError, EnergybidError, JournalError
+from energybid.core.evidence import parse_checkpoint
+from energybid.core.ports import Database
+from energybid.core.prover import Finder, Found, History, LostError, prove_consistency, prove_reading
+from energybid.core.quantities import ClockState, Obis
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HELP = "write a small file that proves one reading, or that one checkpoint continues another"
+EXAMPLES = """\
+examples:
+  energybid prove journal.db --meter main --at 2026-11-22T12:00:00Z -o reading.proof
+  energybid prove headend.db --origin demo/gw-1 --meter main --quantity 1-0:1.8.0 -o reading.proof
+  energybid prove journal.db --consistency 1200 3400 -o log.proof
+  energybid verify reading.proof --key keys/log.pub.pem --key keys/headend.pub.pem
+
+Works on the gateway's journal, also while the agent runs, and on a head-end's database, which holds all history.
+The reading is the last one of the meter at or before --at by the gateway's own clock; without --at, the newest.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``prove``."""
+    parser.add_argument("database", type=Path, nargs="?", default=Path("journal.db"), help="default: journal.db")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--meter", help="prove a reading of this meter")
+    what.add_argument(
+        "--consistency",
+        type=int,
+        nargs=2,
+        metavar=("SIZE1", "SIZE2"),
+        help="prove that the checkpoint at SIZE2 entries continues the one at SIZE1",
+    )
+    parser.add_argument("--at", help="time with zone, such as 2026-11-22T12:00:00Z")
+    parser.add_argument("--quantity", metavar="OBIS", help="only readings that have it, such as 1-0:1.8.0")
+    parser.add_argument("--epoch", help="id of the epoch, or how it begins; default: all, for --consistency the newest")
+    parser.add_argument("--origin", help="TENANT/GATEWAY, where the database holds several")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the file to write; must not exist")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Find, prove, write."""
+    at_ms, quantity = _checked(arguments)
+    if arguments.output.exists():
+        raise EnergybidError(f"{arguments.output} exists; name a new file")
+    with _open(arguments.database) as database:
+        histories = _chosen(_histories(database, arguments.database), arguments)
+        if arguments.consistency:
+            facts, data = _consistency(histories[-1], *sorted(arguments.consistency))
+        else:
+            history, found = _find(histories, arguments.meter, at_ms, quantity)
+            facts, data = _reading(history, found, at_ms)
+    arguments.output.write_bytes(data)
+    facts |= {"file": str(arguments.output), "bytes": len(data)}
+    sys.stdout.write((json.dumps(facts) if arguments.json else _text(facts)) + "\n")
+    return exit_codes.OK
+
+
+def _checked(arguments: argparse.Namespace) -> tuple[int | None, bytes | None]:
+    """(--at in ms, --quantity as OBIS bytes)."""
+    faults = []
+    at_ms = quantity = None
+    if arguments.consistency and (arguments.at or arguments.quantity):
+        faults.append("--at and --quantity choose a reading; they do not go with --consistency")
+    try:
+        at_ms = moment_ms(arguments.at) if arguments.at else None
+    except ValueError as error:
+        faults.append(f"--at: {error}")
+    try:
+        quantity = Obis.parse(arguments.quantity).code if arguments.quantity else None
+    except ValueError as error:
+        faults.append(f"--quantity: {error}")
+    if faults:
+        raise ConfigurationError(faults)
+    return at_ms, quantity
+
+
+# ---------------------------------------------------------------- databases
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Database]:
+    """A read-only connection that sees one state of the file, whoever writes meanwhile."""
+    if not path.exists():
+        raise EnergybidError(f"{path}: no such file")
+    try:
+        database = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            database.execute("PRAGMA busy_timeout = 5000; BEGIN")
+            yield database
+        finally:
+            database.close()
+    except apsw.Error as error:
+        raise JournalError(f"{path}: {error}") from None
+
+
+def _histories(database: Database, path: Path) -> list[History]:
+    histories = journal_histories(database, str(path))
+    for entry in importlib.metadata.entry_points(group="energybid.provers") if histories is None else ():
+        load: Callable[[Database, str], list[History] | None] = entry.load()
+        histories = load(database, str(path)) if histories is None else histories
+    if histories is None:
+        raise EnergybidError(f"{path} is neither a journal nor a head-end's database")
+    return histories
+
+
+def _chosen(histories: list[History], arguments: argparse.Namespace) -> list[History]:
+    """Those of one gateway, and of the epoch if one is named."""
+    origins = sorted({history.origin for history in histories})
+    if arguments.origin is None and len(origins) > 1:
+        raise ConfigurationError([f"the database holds {', '.join(origins)}: choose one with --origin"])
+    wanted = [history for history in histories if arguments.origin in {None, history.origin}]
+    if not wanted:
+        raise EnergybidError(f"the database holds no log of {arguments.origin or 'any gateway'}")
+    named = [history for history in wanted if history.epoch.hex().startswith((arguments.epoch or "").lower())]
+    if not named or (arguments.epoch and len(named) > 1):
+        epochs = ", ".join(history.epoch.hex() for history in wanted)
+        raise EnergybidError(f"--epoch {arguments.epoch} names {len(named)} of the epochs {epochs}")
+    return named
+
+
+# ---------------------------------------------------------------- proofs
+
+
+def _find(histories: list[History], meter: str, at_ms: int | None, quantity: bytes | None) -> tuple[History, Found]:
+    """The reading nearest at or before the time over all the epochs; of several at one time the newest epoch's."""
+    best: tuple[History, Found] | None = None
+    finders = [Finder(history, meter, quantity) for history in histories]
+    for history, finder in zip(histories, finders, strict=True):
+        found = finder.find(at_ms)
+        if found and (best is None or found.reading.time_ms >= best[1].reading.time_ms):
+            best = history, found
+    if best:
+        return best
+    when = "" if at_ms is None else f" at or before {moment_text(at_ms)}"
+    what = f"no reading of meter {meter}{' with that quantity' if quantity else ''}{when} is kept here"
+    if any(finder.lost or history.first for history, finder in zip(histories, finders, strict=True)):
+        raise LostError(f"{what}; older history was pruned: ask the head-end")
+    meters = sorted(set[str]().union(*(finder.meters for finder in finders)))
+    raise EnergybidError(f"{what}; meters seen: {', '.join(meters) or 'none'}")
+
+
+def _reading(history: History, found: Found, at_ms: int | None) -> tuple[dict[str, Any], bytes]:
+    proof = prove_reading(history, found.sequence)
+    reading = found.reading
+    facts = _facts("reading-proof", history, proof.checkpoint) | {
+        "meter": found.declaration.meter,
+        "sequence": found.sequence,
+        "time": moment_text(reading.time_ms),
+        "time_ms": reading.time_ms,
+        "before_asked_ms": None if at_ms is None else at_ms - reading.time_ms,
+        "clock": ClockState(reading.clock).name.lower(),
+        "receipt": proof.receipt is not None,
+    }
+    return facts, proof.encode()
+
+
+def _consistency(history: History, first: int, second: int) -> tuple[dict[str, Any], bytes]:
+    proof = prove_consistency(history, first, second)
+    return _facts("consistency-proof", history, proof.second) | {"first_size": first}, proof.encode()
+
+
+def _facts(kind: str, history: History, message: bytes) -> dict[str, Any]:
+    size = parse_checkpoint(cose.peek(message)[1]).size
+    return {"kind": kind, "origin": history.origin, "epoch": history.epoch.hex(), "size": size}
+
+
+def _text(facts: dict[str, Any]) -> str:
+    head = f"{facts['file']}: {facts['bytes']} bytes: "
+    if facts["kind"] == "consistency-proof":
+        return (
+            f"{head}the log of {facts['origin']} at {facts['size']} entries continues the one at {facts['first_size']}"
+        )
+    early = (
+        "" if facts["before_asked_ms"] is None else f", {facts['before_asked_ms'] / 1000:.3f} s before the time asked"
+    )
+    receipt = (
+        f"with the head-end's receipt for the first {facts['size']} entries"
+        if facts["receipt"]
+        else "WITHOUT a receipt: none that covers it is kept here; the head-end keeps them all"
+    )
+    return (
+        f"{head}reading {facts['sequence']} of {facts['origin']}, meter {facts['meter']}, {facts['time']}"
+        f" (clock {facts['clock']}){early}\n{receipt}"
+    )

@@ -1,0 +1,253 @@
+"""What a proof file proves and what it does not, as facts and in plain words. Pure: bytes and keys in, text out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from energybid.agent.moments import moment_text
+from energybid.core.cose import PublicKey
+from energybid.core.disclosure import (
+    ProvenConsistency,
+    ProvenReading,
+    ReadingProof,
+    parse_proof,
+    verify_continuation,
+    verify_reading,
+)
+from energybid.core.errors import EvidenceError
+from energybid.core.evidence import Checkpoint
+from energybid.core.quantities import ClockState, Obis, Status, decimal_text
+
+Keys = Mapping[bytes, tuple[PublicKey, str]]
+"""kid → key, and the name by which the user knows it."""
+
+_CLOCKS = {
+    ClockState.SYNCHRONISED: "synchronised",
+    ClockState.HOLDOVER: "not synchronised then, but earlier since its start",
+    ClockState.UNSYNCHRONISED: "never synchronised since its start: the time may be wrong by any amount",
+}
+_STATUSES = {
+    Status.OK: "",
+    Status.NO_REPLY: "the meter did not answer",
+    Status.REFUSED: "the meter refused",
+    Status.NOT_AVAILABLE: "the meter said: not available",
+    Status.OVERFLOW: "too large to be written",
+    Status.SUSPECT: "in doubt: contradicts the value before it, or its own bounds",
+}
+
+
+def explain(data: bytes, keys: Keys, *, ignore_receipt: bool = False) -> dict[str, Any]:
+    """Verify a proof file; the report says ``verified`` and, if not, which ``faults``.
+
+    Args:
+        data: The file.
+        keys: What the verifier trusts.
+        ignore_receipt: Do not look at the receipt.
+    """
+    kind = "proof"
+    try:
+        proof = parse_proof(data)
+
+        def key_for(kid: bytes) -> PublicKey | None:
+            return keys[kid][0] if kid in keys else None
+
+        if isinstance(proof, ReadingProof):
+            kind = "reading-proof"
+            facts = _reading(verify_reading(proof, key_for, ignore_receipt=ignore_receipt), keys)
+            ignored = ignore_receipt and proof.receipt is not None
+        else:
+            kind, ignored = "consistency-proof", False
+            facts = _consistency(verify_continuation(proof, key_for), keys)
+    except EvidenceError as error:
+        return {"kind": kind, "verified": False, "faults": [str(error)]}
+    proven, unproven = (
+        _reading_claims(facts, ignored=ignored) if kind == "reading-proof" else _consistency_claims(facts)
+    )
+    return {"kind": kind, "verified": True, "faults": [], **facts, "proven": proven, "not_proven": unproven}
+
+
+def words(name: str, report: dict[str, Any]) -> str:
+    """The report for people.
+
+    Args:
+        name: The file's.
+        report: From ``explain``.
+    """
+    if not report["verified"]:
+        return "\n".join([f"{name}: {report['kind']}: NOT VERIFIED", *(f"fault: {f}" for f in report["faults"])])
+    return "\n".join(
+        [
+            f"{name}: {report['kind']}: verified",
+            "",
+            "Proven:",
+            *(f"  * {_hanging(claim)}" for claim in report["proven"]),
+            "",
+            "NOT proven:",
+            *(f"  * {_hanging(claim)}" for claim in report["not_proven"]),
+        ]
+    )
+
+
+def _hanging(claim: str) -> str:
+    return claim.replace("\n", "\n      ")
+
+
+# ---------------------------------------------------------------- facts
+
+
+def _key(kid: bytes, keys: Keys) -> dict[str, str]:
+    return {"kid": kid.hex(), "file": keys[kid][1]}
+
+
+def _moment(time_ms: int, clock: int) -> dict[str, Any]:
+    return {"time": moment_text(time_ms), "time_ms": time_ms, "clock": ClockState(clock).name.lower()}
+
+
+def _checkpoint(checkpoint: Checkpoint, kid: bytes, keys: Keys) -> dict[str, Any]:
+    return {
+        "size": checkpoint.size,
+        "root": checkpoint.root.hex(),
+        "counter": checkpoint.counter,
+        **_moment(checkpoint.time_ms, checkpoint.clock),
+        "key": _key(kid, keys),
+    }
+
+
+def _reading(proven: ProvenReading, keys: Keys) -> dict[str, Any]:
+    reading, declaration, receipt = proven.reading, proven.declaration, proven.receipt
+    return {
+        "origin": proven.checkpoint.origin,
+        "epoch": proven.checkpoint.epoch.hex(),
+        "sequence": proven.sequence,
+        "meter": declaration.meter,
+        "serial": declaration.serial,
+        "profile": declaration.profile,
+        "profile_sha256": declaration.profile_hash.hex(),
+        **_moment(reading.time_ms, reading.clock),
+        "span_ms": reading.span_ms,
+        "values": _values(proven),
+        "checkpoint": _checkpoint(proven.checkpoint, proven.kid, keys),
+        "receipt": None
+        if receipt is None or proven.receipt_kid is None
+        else {
+            "size": receipt.size,
+            "time": moment_text(receipt.time_ms),
+            "time_ms": receipt.time_ms,
+            "key": _key(proven.receipt_kid, keys),
+        },
+    }
+
+
+def _values(proven: ProvenReading) -> list[dict[str, Any]]:
+    quantities = proven.declaration.groups[proven.reading.group][1]
+    values = proven.reading.values
+    marks = proven.reading.status or (Status.OK,) * len(values)
+    return [
+        {
+            "obis": str(Obis(obis)),
+            "value": None if value is None else decimal_text(value, exponent),
+            "unit": unit,
+            "status": mark,
+            "mantissa": value,
+            "exponent": exponent,
+            "cumulative": cumulative,
+        }
+        for (obis, unit, exponent, cumulative), value, mark in zip(quantities, values, marks, strict=True)
+    ]
+
+
+def _consistency(proven: ProvenConsistency, keys: Keys) -> dict[str, Any]:
+    return {
+        "origin": proven.first.origin,
+        "epoch": proven.first.epoch.hex(),
+        "first": _checkpoint(proven.first, proven.first_kid, keys),
+        "second": _checkpoint(proven.second, proven.second_kid, keys),
+    }
+
+
+# ---------------------------------------------------------------- plain words
+
+
+def _clock(facts: dict[str, Any]) -> str:
+    return _CLOCKS[ClockState[facts["clock"].upper()]]
+
+
+def _value(value: dict[str, Any]) -> str:
+    mark = value["status"]
+    judgement = _STATUSES[Status(mark)] if mark in set(Status) else f"status {mark}"
+    unit = "" if value["unit"] == "1" else f" {value['unit']}"
+    number = "no number" if value["value"] is None else f"{value['value']}{unit}"
+    return f"{value['obis']}  {number}" + (f"  ({judgement})" if judgement else "")
+
+
+def _signature(checkpoint: dict[str, Any]) -> str:
+    return (
+        f"key {checkpoint['key']['kid']} ({checkpoint['key']['file']}) signed it at {checkpoint['time']}"
+        f" by the gateway's clock ({_clock(checkpoint)}), as checkpoint {checkpoint['counter']},"
+        f" over the first {checkpoint['size']} entries of the log"
+    )
+
+
+def _reading_claims(facts: dict[str, Any], *, ignored: bool) -> tuple[list[str], list[str]]:
+    values = "".join(f"\n{_value(value)}" for value in facts["values"])
+    serial = f", serial number {facts['serial']!r} by its own word" if facts["serial"] else ""
+    proven = [
+        (
+            f"gateway {facts['origin']} logged, as entry {facts['sequence']} of epoch {facts['epoch']}, that its meter"
+            f" {facts['meter']!r}{serial} answered:{values}"
+        ),
+        (
+            f"the answer was complete at {facts['time']} by the gateway's clock ({_clock(facts)}),"
+            f" {facts['span_ms']} ms after the first question"
+        ),
+        (
+            f"units and resolutions are those that the log declares for profile {facts['profile']!r}"
+            f" (SHA-256 {facts['profile_sha256']})"
+        ),
+        _signature(facts["checkpoint"]),
+    ]
+    unproven = [
+        (
+            "that the meter measured rightly, is the one its name says, or was asked honestly: the log holds what the"
+            " gateway received"
+        ),
+        "that the gateway's clock was right",
+        "that the keys are whose you think: get them from the gateway's owner and the utility, not with this file",
+        "anything about the other entries of the log, or about readings that were never logged",
+    ]
+    receipt = facts["receipt"]
+    if receipt:
+        proven.append(_receipt_claim(receipt))
+        if receipt["time_ms"] < facts["time_ms"]:
+            unproven.append(
+                "which of the two clocks was wrong: the head-end's receipt is dated before the reading that it covers"
+            )
+    else:
+        left = "it has a receipt, which was not looked at" if ignored else "it has no receipt of a head-end"
+        unproven.append(f"that anybody but the holder of the gateway's key had this reading at any time: {left}")
+    return proven, unproven
+
+
+def _receipt_claim(receipt: dict[str, Any]) -> str:
+    return (
+        f"key {receipt['key']['kid']} ({receipt['key']['file']}) signed as the head-end that it had stored this and all"
+        f" entries before it at {receipt['time']} by its own clock: nobody made or changed them later without that key"
+    )
+
+
+def _consistency_claims(facts: dict[str, Any]) -> tuple[list[str], list[str]]:
+    first, second = facts["first"], facts["second"]
+    proven = [
+        (
+            f"the log of gateway {facts['origin']}, epoch {facts['epoch']}, at {second['size']} entries begins with"
+            f" exactly the {first['size']} entries that it had before: nothing was changed, removed or put in between"
+        ),
+        f"of the smaller log, {_signature(first)}",
+        f"of the larger log, {_signature(second)}",
+    ]
+    unproven = [
+        "what any entry says",
+        "that the gateway's clock was right",
+        "that the keys are whose you think: get them from the gateway's owner, not with this file",
+        "that no other log was signed with the same key: compare with the checkpoints that others hold",
+    ]
+    return proven, unproven
