@@ -334,11 +334,18 @@ async def _open(settings: UplinkSettings, *, version5: bool) -> _Client:
         await asyncio.shield(opening)
     except BaseException as error:
         client.drop("the connection is not wanted any more")
-        opening.add_done_callback(lambda _: client.drop("and the thread has finished"))
+        opening.add_done_callback(lambda task: _discard(task, client))
         if client.reached and isinstance(error, aiomqtt.MqttError) and not isinstance(error, MqttConnectError):
             raise _UnansweredError(f"the broker did not answer ({error})") from None
         raise
     return client
+
+
+def _discard(opening: "asyncio.Task[_Client]", client: _Client) -> None:
+    """The attempt that nobody waits for has ended: its error is nobody's, its connection neither."""
+    if not opening.cancelled():
+        opening.exception()
+    client.drop("and the thread has finished")
 
 
 async def _connect(settings: UplinkSettings, where: str) -> _Client:
