@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 DEBIAN := mosquitto openssl systemd shellcheck
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint types checks bench test-boot clean
+.PHONY: demo test lint types checks bench test-boot soak clean
 
 demo: $(VENV)/.demo  ## meters, agent, broker and head-end on this machine, live
 	$(BIN)/energybid demo $(DEMO)
@@ -44,6 +44,10 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml
 test-boot: DEBIAN := debootstrap systemd-container python3-venv
 test-boot: debian  ## boots a Debian root with systemd and runs the installed agent in it (root; a minute)
 	$(SUDO) systemd/test-boot
+
+soak: DEBIAN := mosquitto iproute2
+soak: $(VENV)/.demo debian  ## real processes killed, paused, restarted and cut off for 10 minutes (root; SOAK="--for 60m --seed 3")
+	$(SUDO) env PYTHONPATH=tests $(BIN)/python -m soak $(SOAK)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
