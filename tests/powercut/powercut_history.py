@@ -61,13 +61,11 @@ class Life:
 
     def __init__(self, open_database, path, random):
         self.open_database, self.path, self.random = open_database, str(path), random
-        self.checkpoint_pages = random.choice((4, 10, 30))
+        self.wal_pages = random.choice((4, 10, 30))
         self.open()
 
     def open(self):
-        database = self.open_database(self.path)
-        self.journal = Journal(database, self.path)
-        database.wal_autocheckpoint(self.checkpoint_pages)
+        self.journal = Journal(self.open_database(self.path), self.path, wal_pages=self.wal_pages)
         self._continue(self.journal.head)
 
     def _continue(self, head):
