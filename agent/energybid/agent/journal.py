@@ -7,25 +7,28 @@ the last segment: its root is signed, its counter is the log's, and the frontier
 *anchor*, a segment that carries the frontier before it. Nothing here knows the clock or a thread; callers run it
 through ``Platform.offload``, one call at a time.
 
-Opening checks the stored entries against the signed roots, at least from the last anchor on.
+Opening checks the stored entries against the signed roots, at least from the last anchor on. What is wrong is told
+apart by what is to be done: a ``JournalDamagedError`` where the file holds something else than what was committed
+(quarantine.py), a ``JournalStalledError`` where the disk does not take or give anything now (the recorder waits).
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import apsw
 
+from energybid.agent.budget import FRAME, Usage
 from energybid.core import cbor
-from energybid.core.errors import EvidenceError, JournalError
+from energybid.core.errors import EvidenceError, JournalDamagedError, JournalError, JournalStalledError
 from energybid.core.evidence import Checkpoint, SignedCheckpoint
 from energybid.core.log import Salts
 from energybid.core.tree import EMPTY_ROOT, HASH_SIZE, Frontier, leaf_hash
 from energybid.sync import columns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from energybid.core.entries import Entry
     from energybid.core.ports import Database
@@ -40,6 +43,14 @@ PRUNE_AT_ONCE = 4 * ANCHOR_EVERY
 """Most segments looked at in one transaction."""
 SEGMENT_ENTRIES_MAX = 65_536
 
+WAL_PAGES = 1000
+"""SQLite's own measure for folding the write-ahead log into the file."""
+ROW_BYTES = 250
+"""What a segment takes beside its columns, about."""
+SEAL = (bytes, int, int, int, int, bytes, bytes)
+_DAMAGED_IO = {apsw.SQLITE_IOERR_SHORT_READ, apsw.SQLITE_IOERR_CORRUPTFS, apsw.SQLITE_IOERR_DATA}
+
+ROWS = "SELECT key, first, checkpoint, method, columns, peaks FROM segment"
 ACKNOWLEDGE = "INSERT OR REPLACE INTO acknowledged VALUES (1, ?, ?, ?)"
 
 MIGRATIONS = (
@@ -65,6 +76,22 @@ MIGRATIONS = (
         receipt BLOB NOT NULL      -- COSE_Sign1
     ) STRICT;
     """,
+    """
+    CREATE TABLE succession (      -- why an epoch that is not the first began
+        epoch INTEGER PRIMARY KEY, -- number of the new one
+        kind TEXT NOT NULL,        -- damaged, rolled back, operator, renamed
+        reason TEXT NOT NULL,      -- for people
+        time_ms INTEGER NOT NULL,
+        previous BLOB,             -- CBOR [id, size, root] that it names
+        counter INTEGER NOT NULL   -- of checkpoints, at its begin
+    ) STRICT;
+    CREATE TABLE contradiction (   -- a receipt that does not fit the newest epoch: nothing more may be signed in it
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        detail TEXT NOT NULL,
+        receipt BLOB NOT NULL      -- COSE_Sign1
+    ) STRICT;
+    PRAGMA application_id = 1161970252; -- "EBJL"
+    """,
 )
 """Applied in order; ``PRAGMA user_version`` counts those that were. Never change one that was released."""
 
@@ -76,6 +103,30 @@ class EpochRow(NamedTuple):
     id: bytes
     origin: str
     secret: bytes
+
+
+class Succession(NamedTuple):
+    """Why an epoch followed another."""
+
+    kind: str
+    """damaged, rolled back, operator or renamed."""
+    reason: str
+    time_ms: int
+    previous: tuple[bytes, int, bytes] | None
+    """Id, size and root of the epoch before, as the new one's Epoch entry names them."""
+    counter: int = 0
+    """Checkpoints of the new epoch count on from here, or from what the journal holds if that is more."""
+
+
+class Contradiction(NamedTuple):
+    """A receipt that shows the journal to be rolled back, copied or changed."""
+
+    detail: str
+    receipt: bytes
+
+
+ROLLED_BACK = "rolled back"
+"""Succession of an epoch whose tail must not be sent any more."""
 
 
 class Head(NamedTuple):
@@ -140,45 +191,60 @@ class Commit(NamedTuple):
 class Journal:
     """One journal file."""
 
-    def __init__(self, database: Database, path: str, *, check: bool = True) -> None:
+    def __init__(self, database: Database, path: str, *, check: bool = True, wal_pages: int = WAL_PAGES) -> None:
         """Open it, make it or bring it up to date.
 
         Args:
             database: The open database; the journal closes it.
             path: Its name, for messages.
-            check: Rebuild the head; without it, segments can be read and nothing can be committed.
+            check: Rebuild the head; without it, segments can be read and nothing can be committed or brought up to
+                date (the database may be read-only).
+            wal_pages: The write-ahead log is folded into the file at so many pages.
 
         Raises:
-            JournalError: Not a journal, damaged, or of a newer program.
+            JournalDamagedError: Not a journal, or not as it was committed.
+            JournalStalledError: The disk refuses now.
+            JournalError: Of a newer program, or locked.
         """
         self.path = path
+        self.grown = 0
+        """Bytes of segments stored since the usage was measured."""
         self._database = database
         self._memory = columns.Memory()
         with self._reported():
-            self._prepare()
+            self._prepare(wal_pages, migrate=check)
             self._head = self._read_head() if check else None
 
-    def _prepare(self) -> None:
+    def _prepare(self, wal_pages: int, *, migrate: bool) -> None:
         run = self._database.execute
         run("PRAGMA page_size = 512")  # a commit writes whole pages, twice
         run("PRAGMA journal_mode = WAL")
         run("PRAGMA synchronous = FULL")
         run("PRAGMA cache_size = -512")
-        (version,) = next(run("PRAGMA user_version"))
-        if version > len(MIGRATIONS):
+        run(f"PRAGMA wal_autocheckpoint = {wal_pages}")
+        run(f"PRAGMA journal_size_limit = {wal_pages * FRAME}")  # a log that a long reader made grow shrinks again
+        (self.version,) = next(run("PRAGMA user_version"))
+        if self.version > len(MIGRATIONS):
             raise JournalError(
-                f"{self.path}: version {version} is newer than this program's {len(MIGRATIONS)}: upgrade it"
+                f"{self.path}: version {self.version} is newer than this program's {len(MIGRATIONS)}: upgrade it"
             )
+        if migrate:
+            self._migrate(self.version)
+
+    def _migrate(self, version: int) -> None:
+        run = self._database.execute
         for number in range(version, len(MIGRATIONS)):
             run(f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT")
+            self.version = number + 1
 
     def _read_head(self) -> Head | None:
         epochs = self.epochs()
         if not epochs:
             return None
-        counter = 0
+        succession = self.succession(epochs[-1].number)
+        counter = succession.counter if succession else 0
         for (seal,) in self._database.execute("SELECT checkpoint FROM segment ORDER BY key DESC LIMIT 1"):
-            counter = cbor.decode(seal)[3]
+            counter = max(counter, cbor.decode(seal)[3])
         frontier, _ = self._replay(epochs[-1], most=0)
         return Head(epochs[-1], frontier, counter)
 
@@ -189,14 +255,12 @@ class Journal:
 
     def epochs(self) -> list[EpochRow]:
         """All epochs, oldest first."""
-        return [
-            EpochRow(*row) for row in self._database.execute("SELECT number, id, origin, secret FROM epoch ORDER BY 1")
-        ]
+        return [EpochRow(*row) for row in self._rows("SELECT number, id, origin, secret FROM epoch ORDER BY 1")]
 
     def last_of(self, epoch: EpochRow) -> tuple[bytes, int, bytes]:
         """(id, size, root) of an epoch as far as it was committed."""
         low = epoch.number << SEQUENCE_BITS
-        for key, seal in self._database.execute(
+        for key, seal in self._rows(
             "SELECT key, checkpoint FROM segment WHERE key > ? AND key <= ? ORDER BY key DESC LIMIT 1",
             (low, low | SEQUENCE_MAX),
         ):
@@ -205,21 +269,53 @@ class Journal:
 
     def acknowledged(self) -> Acknowledged | None:
         """The last receipt that was accepted."""
-        for row in self._database.execute("SELECT epoch, size, receipt FROM acknowledged"):
+        for row in self._rows("SELECT epoch, size, receipt FROM acknowledged"):
             return Acknowledged(*row)
         return None
 
-    def begin_epoch(self, *, id_: bytes, origin: str, secret: bytes) -> Head:
+    def succession(self, number: int) -> Succession | None:
+        """Why the epoch of that number began; None for a first one."""
+        if self.version < 2:  # noqa: PLR2004  the migration that brought the table
+            return None
+        for kind, reason, time_ms, previous, counter in self._rows(
+            "SELECT kind, reason, time_ms, previous, counter FROM succession WHERE epoch = ?", (number,)
+        ):
+            named = None
+            if previous:
+                id_, size, root = cbor.decode(previous)
+                named = id_, size, root
+            return Succession(kind, reason, time_ms, named, counter)
+        return None
+
+    def contradiction(self) -> Contradiction | None:
+        """The receipt that forbids signing in the newest epoch."""
+        rows = () if self.version < 2 else self._rows("SELECT detail, receipt FROM contradiction")  # noqa: PLR2004
+        return next((Contradiction(*row) for row in rows), None)
+
+    def contradict(self, contradiction: Contradiction) -> None:
+        """Keep the receipt that shows the newest epoch to be rolled back or copied."""
+        self._transaction([("INSERT OR REPLACE INTO contradiction VALUES (1, ?, ?)", tuple(contradiction))])
+
+    def begin_epoch(self, *, id_: bytes, origin: str, secret: bytes, succession: Succession | None = None) -> Head:
         """Begin a new epoch; its first entries come with the next commit.
 
         Args:
             id_: 16 random bytes.
             origin: ``tenant/gateway``.
             secret: 32 random bytes, for salts.
+            succession: Why, where there was one before.
         """
         number = self._head.epoch.number + 1 if self._head else 1
-        counter = self._head.counter if self._head else 0
-        self._transaction([("INSERT INTO epoch VALUES (?, ?, ?, ?)", (number, id_, origin, secret))])
+        counter = max(self._head.counter if self._head else 0, succession.counter if succession else 0)
+        statements: list[tuple[str, tuple[Any, ...]]] = [
+            ("INSERT INTO epoch VALUES (?, ?, ?, ?)", (number, id_, origin, secret)),
+            ("DELETE FROM contradiction", ()),
+        ]
+        if succession:
+            previous = succession.previous and cbor.encode(succession.previous)
+            why = (number, succession.kind, succession.reason, succession.time_ms, previous, counter)
+            statements.append(("INSERT INTO succession VALUES (?, ?, ?, ?, ?, ?)", why))
+        self._transaction(statements)
         self._head = Head(EpochRow(number, id_, origin, secret), Frontier(), counter)
         return self._head
 
@@ -232,15 +328,17 @@ class Journal:
                     run(statement, bindings)
                 run("COMMIT")
             except BaseException:
-                if self._database.in_transaction:
-                    run("ROLLBACK")
+                with suppress(apsw.Error):  # what went wrong first is what counts
+                    if self._database.in_transaction:
+                        run("ROLLBACK")
                 raise
 
     def commit(self, commit: Commit) -> None:
         """Store the entries since the last checkpoint, durably.
 
         Raises:
-            JournalError: The disk refused; nothing of the commit is stored.
+            JournalStalledError: The disk refused; nothing of the commit is stored, and it may be tried again.
+            JournalDamagedError: The file is not what it was.
         """
         if self._head is None:
             raise ValueError("begin an epoch first")
@@ -269,7 +367,23 @@ class Journal:
         if commit.acknowledged:
             statements.append((ACKNOWLEDGE, tuple(commit.acknowledged)))
         self._transaction(statements)
+        self.grown += len(packed) + ROW_BYTES
         self._head = Head(epoch, Frontier(checkpoint.size, commit.after), checkpoint.counter)
+
+    def adopt(self, epoch: EpochRow, mark: Acknowledged | None) -> None:
+        """Take over an epoch that was salvaged from another journal; its segments follow."""
+        self._transaction([("INSERT INTO epoch VALUES (?, ?, ?, ?)", tuple(epoch))])
+        if mark and mark.epoch == epoch.number:
+            self.acknowledge(mark)
+
+    def adopt_segments(self, epoch: EpochRow, segments: Sequence[Segment]) -> None:
+        """Store segments as they are."""
+        self._transaction([("INSERT INTO segment VALUES (?, ?, ?, ?, ?, ?)", row_of(epoch, s)) for s in segments])
+
+    def reread(self) -> None:
+        """Rebuild the head after ``adopt``."""
+        with self._reported():
+            self._head = self._read_head()
 
     def acknowledge(self, mark: Acknowledged) -> None:
         """Store the acknowledged mark alone; while the agent runs it goes with a commit."""
@@ -282,22 +396,31 @@ class Journal:
             epoch: Its number.
             first: A sequence number.
         """
-        cursor = self._database.execute(
-            "SELECT key & ?, first, checkpoint, method, columns, peaks FROM segment"
-            " WHERE key > ? AND key <= ? ORDER BY key",
-            (SEQUENCE_MAX, epoch << SEQUENCE_BITS | first, epoch << SEQUENCE_BITS | SEQUENCE_MAX),
-        )
-        for end, begin, seal, method, packed, peaks in cursor:
-            root, time_ms, clock, counter, algorithm, kid, signature = cbor.decode(seal)
-            yield Segment(begin, end, root, time_ms, clock, counter, algorithm, kid, signature, method, packed, peaks)
+        with self._reported():
+            cursor = self._database.execute(
+                f"{ROWS} WHERE key > ? AND key <= ? ORDER BY key",
+                (epoch << SEQUENCE_BITS | first, epoch << SEQUENCE_BITS | SEQUENCE_MAX),
+            )
+        while (row := self._next_row(cursor)) is not None:
+            yield self._segment(row[0] & SEQUENCE_MAX, *row[1:])
+
+    def _next_row(self, cursor: Any) -> tuple[Any, ...] | None:  # noqa: ANN401  apsw's
+        with self._reported():
+            return next(cursor, None)
+
+    def _segment(self, end: int, first: int, seal: bytes, method: int, packed: bytes, peaks: bytes | None) -> Segment:
+        with self._reported(f"segment at {end}"):
+            fields = cbor.decode(seal)
+            if not isinstance(fields, list) or tuple(map(type, fields)) != SEAL:
+                raise EvidenceError("its checkpoint is no checkpoint")
+            root, time_ms, clock, counter, algorithm, kid, signature = fields
+            return Segment(first, end, root, time_ms, clock, counter, algorithm, kid, signature, method, packed, peaks)
 
     def root_at(self, epoch: int, size: int) -> bytes | None:
         """Root of the checkpoint at ``size``; None if no checkpoint of that size is kept."""
         if size == 0:
             return EMPTY_ROOT
-        for (seal,) in self._database.execute(
-            "SELECT checkpoint FROM segment WHERE key = ?", (epoch << SEQUENCE_BITS | size,)
-        ):
+        for (seal,) in self._rows("SELECT checkpoint FROM segment WHERE key = ?", (epoch << SEQUENCE_BITS | size,)):
             root: bytes = cbor.decode(seal)[0]
             return root
         return None
@@ -349,43 +472,91 @@ class Journal:
                 raise EvidenceError(f"the entries end at {frontier.size}, not at {self._head.frontier.size}")
         return checked
 
+    def _rows(self, statement: str, bindings: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        with self._reported():
+            return list(self._database.execute(statement, bindings))
+
     @contextmanager
-    def _reported(self) -> Iterator[None]:
-        """Whatever is wrong with the file is a JournalError that names it."""
+    def _reported(self, what: str = "") -> Iterator[None]:
+        """Whatever is wrong with the file is a JournalError that names it, by what is to be done about it."""
         try:
             yield
         except (apsw.Error, EvidenceError) as error:
-            raise JournalError(f"{self.path}: {error}") from error
+            raise judged(error)(f"{self.path}: {what and what + ': '}{error}") from error
+
+    def usage(self, wal_bytes: int) -> Usage:
+        """What the journal takes on the disk.
+
+        Args:
+            wal_bytes: Size of the write-ahead log's file.
+        """
+        run = self._database.execute
+        with self._reported():
+            ((pages,), (free,), (size,)) = (
+                next(run(f"PRAGMA {name}")) for name in ("page_count", "freelist_count", "page_size")
+            )
+        self.grown = 0
+        return Usage((pages - free) * size, pages * size, wal_bytes)
+
+    def newest_counter(self) -> int | None:
+        """Counter of the newest checkpoint, over all epochs."""
+        for (seal,) in self._database.execute("SELECT checkpoint FROM segment ORDER BY key DESC LIMIT 1"):
+            counter = cbor.decode(seal)[3]
+            return counter if isinstance(counter, int) else None
+        return None
+
+    def anchor_at(self, epoch: EpochRow, size: int) -> int:
+        """First sequence of the newest anchor at or before ``size``, else of the oldest one."""
+        low = epoch.number << SEQUENCE_BITS
+        anchors = "SELECT first FROM segment WHERE key > ? AND key <= ? AND peaks IS NOT NULL"
+        run = self._database.execute
+        for row in run(f"{anchors} AND first <= ? ORDER BY key DESC LIMIT 1", (low, low | SEQUENCE_MAX, size)):
+            return int(row[0])
+        for row in run(f"{anchors} ORDER BY key LIMIT 1", (low, low | SEQUENCE_MAX)):
+            return int(row[0])
+        return 0
+
+    def readable(self, epoch: int) -> Iterator[Segment]:
+        """Every segment of an epoch on both sides of what SQLite can not read, in no promised order."""
+        reached, top = epoch << SEQUENCE_BITS, epoch << SEQUENCE_BITS | SEQUENCE_MAX
+        with suppress(apsw.Error):
+            for row in self._database.execute(f"{ROWS} WHERE key > ? AND key <= ? ORDER BY key", (reached, top)):
+                reached = row[0]
+                with suppress(JournalDamagedError):
+                    yield self._segment(row[0] & SEQUENCE_MAX, *row[1:])
+        with suppress(apsw.Error):
+            for row in self._database.execute(f"{ROWS} WHERE key > ? AND key <= ? ORDER BY key DESC", (reached, top)):
+                with suppress(JournalDamagedError):
+                    yield self._segment(row[0] & SEQUENCE_MAX, *row[1:])
+
+    def check_from(self, epoch: EpochRow, first: int, *, most: int) -> None:
+        """Check the segments from the anchor before ``first`` on, about ``most`` entries, against their roots.
+
+        Raises:
+            JournalDamagedError: Something stored does not fit.
+        """
+        with self._reported():
+            begin = self.anchor_at(epoch, first)
+            for _ in walk(epoch, (s for s in self.segments(epoch.number, begin) if s.first < first + most)):
+                pass
 
     def _replay(self, epoch: EpochRow, *, most: int) -> tuple[Frontier, int]:
         """Rebuild the tree from an anchor at least ``most`` entries before the end; (frontier, entries replayed)."""
-        frontier: Frontier | None = None
-        salts = Salts(epoch.secret)
-        begin = 0
-        for segment in self.segments(epoch.number, self._anchor_before(epoch, most)):
-            if frontier is None:
-                begin = segment.first
-                frontier = Frontier(segment.first, split_hashes(segment.peaks or b""))
-            if segment.first != frontier.size:
-                raise EvidenceError(f"entries {frontier.size} to {segment.first} are missing")
-            for entry in segment.entries():
-                frontier.append(leaf_hash(salts.canonical(frontier.size, entry)))
-            if frontier.root() != segment.root:
-                raise EvidenceError(f"entries {segment.first} to {segment.end} do not lead to their root")
-        frontier = frontier or Frontier()
-        return frontier, frontier.size - begin
+        frontier = Frontier()
+        begin: int | None = None
+        for segment, after in walk(epoch, self.segments(epoch.number, self._anchor_before(epoch, most))):
+            begin = segment.first if begin is None else begin
+            frontier = after
+        return frontier, frontier.size - (begin or 0)
 
     def _anchor_before(self, epoch: EpochRow, most: int) -> int:
         """First sequence of the newest anchor with ``most`` entries behind it, else of the oldest."""
         low = epoch.number << SEQUENCE_BITS
-        high = low | SEQUENCE_MAX
-        run = self._database.execute
-        end = run("SELECT max(key) FROM segment WHERE key > ? AND key <= ?", (low, high)).fetchone()[0] or low
-        anchors = "SELECT first FROM segment WHERE key > ? AND key <= ? AND peaks IS NOT NULL"
-        newest = run(f"{anchors} AND first <= ? ORDER BY key DESC LIMIT 1", (low, high, (end & SEQUENCE_MAX) - most))
-        for row in (*newest, *run(f"{anchors} ORDER BY key LIMIT 1", (low, high))):
-            return int(row[0])
-        return 0
+        ends = self._database.execute(
+            "SELECT max(key) FROM segment WHERE key > ? AND key <= ?", (low, low | SEQUENCE_MAX)
+        )
+        end = ends.fetchone()[0] or low
+        return self.anchor_at(epoch, (end & SEQUENCE_MAX) - most)
 
     def prune(self, before_ms: int) -> int:
         """Delete acknowledged segments older than ``before_ms``; the newest acknowledged one always stays.
@@ -397,7 +568,7 @@ class Journal:
         if mark is None:
             return 0
         limit = mark.epoch << SEQUENCE_BITS | mark.size
-        rows = self._database.execute(
+        rows = self._rows(
             "SELECT key, checkpoint, peaks IS NOT NULL FROM segment WHERE key < ? ORDER BY key LIMIT ?",
             (limit, PRUNE_AT_ONCE),
         )
@@ -416,6 +587,48 @@ class Journal:
     def close(self) -> None:
         """Close the file; idempotent."""
         self._database.close()
+
+
+def walk(epoch: EpochRow, segments: Iterable[Segment]) -> Iterator[tuple[Segment, Frontier]]:
+    """Segments as long as they follow one another and lead to their roots, each with the frontier after it.
+
+    Args:
+        epoch: Theirs.
+        segments: In order; the first is an anchor. (The frontier is the same object each time, growing.)
+
+    Raises:
+        EvidenceError: Where they do not.
+    """
+    frontier: Frontier | None = None
+    salts = Salts(epoch.secret)
+    for segment in segments:
+        if frontier is None:
+            frontier = Frontier(segment.first, split_hashes(segment.peaks or b""))
+        if segment.first != frontier.size:
+            raise EvidenceError(f"entries {frontier.size} to {segment.first} are missing")
+        for entry in segment.entries():
+            frontier.append(leaf_hash(salts.canonical(frontier.size, entry)))
+        if frontier.root() != segment.root:
+            raise EvidenceError(f"entries {segment.first} to {segment.end} do not lead to their root")
+        yield segment, frontier
+
+
+def row_of(epoch: EpochRow, segment: Segment) -> tuple[Any, ...]:
+    """The row that a segment is stored as."""
+    seal = cbor.encode(tuple(segment[2:9]))
+    key = epoch.number << SEQUENCE_BITS | segment.end
+    return key, segment.first, seal, segment.method, segment.columns, segment.peaks
+
+
+def judged(error: Exception) -> type[JournalError]:
+    """What to do about an error of SQLite's, or about evidence that does not fit."""
+    if isinstance(error, apsw.IOError) and getattr(error, "extendedresult", 0) in _DAMAGED_IO:
+        return JournalDamagedError
+    if isinstance(error, (apsw.FullError, apsw.ReadOnlyError, apsw.IOError, apsw.CantOpenError)):
+        return JournalStalledError
+    if isinstance(error, (apsw.CorruptError, apsw.NotADBError, EvidenceError)):
+        return JournalDamagedError
+    return JournalError
 
 
 def split_hashes(data: bytes) -> list[bytes]:

@@ -10,7 +10,7 @@ from energybid.agent.journal import Acknowledged, EpochRow, Journal, Segment, sp
 from energybid.core import cose
 from energybid.core.cose import PublicKey
 from energybid.core.entries import Reading
-from energybid.core.errors import EvidenceError
+from energybid.core.errors import EvidenceError, JournalDamagedError
 from energybid.core.evidence import verify_receipt
 from energybid.core.log import Salts
 from energybid.core.ports import Database
@@ -107,7 +107,7 @@ def _epoch(report: Report, journal: Journal, epoch: EpochRow) -> dict[str, Any]:
     try:
         for segment in journal.segments(epoch.number, 0):
             walk.step(segment)
-    except EvidenceError as error:
+    except (EvidenceError, JournalDamagedError) as error:
         report.fault(f"epoch {epoch.id.hex()}: {error}")
     return {
         "epoch": epoch.id.hex(),
