@@ -1,13 +1,21 @@
 """Virtual time: an event loop whose clock jumps to the next timer as soon as nothing is left to do now.
 
-An hour of waiting costs nothing and the order of events is the same in every run. The loop waits for no file
-descriptor: what runs on it gets its bytes, threads and clocks from a ``Platform`` made here, never from the machine.
+An hour of waiting costs nothing and the order of events is the same in every run, on every Python and hash seed. The
+loop has no file descriptor at all: what runs on it gets its bytes, threads and clocks from a ``Platform`` made here,
+never from the machine (docs/decisions/008).
+
+A ``Life`` is one run of one process inside the simulation: everything that its tasks schedule carries it in its
+context. ``VirtualLoop.end`` ends a life between two steps as a kill -9 does: nothing of it runs again, no ``finally``
+and no ``except``.
 """
 
 import asyncio
 import random
-import selectors
+import warnings
+from asyncio.events import Handle
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context, ContextVar
 from typing import Any, ParamSpec, TypeVar
 
 from energybid.core.quantities import ClockState
@@ -17,35 +25,166 @@ T = TypeVar("T")
 
 EPOCH_NS = 1_790_000_000_000_000_000
 """Wall clock at virtual time 0: 2026-09-21T14:13:20Z."""
+BURIALS_MAX = 10
+"""How often a coroutine of an ended life is closed: each ``finally`` that awaits takes one more."""
 
 
-class _JumpingSelector(selectors.DefaultSelector):
-    """Instead of waiting, moves the clock."""
+class PowerCut(BaseException):  # noqa: N818  no error: nothing in the product may catch it
+    """The life whose blocking work this comes out of ends here and now."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.now_s = 0.0
 
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = super().select(0)
-        if not ready and timeout is None:
+class Life:
+    """One run of one simulated process, from its start to its end or its kill."""
+
+    __slots__ = ("alive", "context", "ends", "fuse", "on_cut", "steps")
+
+    def __init__(self, on_cut: Callable[[], None] = lambda: None) -> None:
+        """Begin a life.
+
+        Args:
+            on_cut: Called when blocking work raises ``PowerCut`` or the fuse has burnt down; must end the life.
+        """
+        self.alive = True
+        self.steps = 0
+        """Callbacks scheduled so far."""
+        self.fuse = 0
+        """Callbacks until it is cut; 0 for never."""
+        self.on_cut = on_cut
+        self.ends: dict[object, Callable[[], None]] = {}
+        """Called when it is ended from outside: connections that the other side must see closed."""
+        self.context = Context()
+        self.context.run(LIFE.set, self)
+
+
+LIFE: ContextVar[Life | None] = ContextVar("life", default=None)
+"""Whose code is running; None for the world around."""
+
+
+class VirtualTask(asyncio.Task[Any]):
+    """A task whose hash is its number: sets of tasks (in ``TaskGroup``) are walked in the same order in every run."""
+
+    def __init__(self, coro: Any, *, loop: "VirtualLoop", **rest: Any) -> None:  # noqa: ANN401  as asyncio has it
+        """Number it and note whose it is."""
+        self._number = loop.next_number()
+        context = rest.get("context")
+        life: Life | None = context.get(LIFE) if context is not None else LIFE.get()
+        self.life = life
+        super().__init__(coro, loop=loop, **rest)
+
+    def __hash__(self) -> int:
+        """Its number."""
+        return self._number
+
+    def __eq__(self, other: object) -> bool:
+        """Only itself."""
+        return self is other
+
+
+def _make_task(loop: asyncio.AbstractEventLoop, coro: Any, **rest: Any) -> VirtualTask:  # noqa: ANN401
+    assert isinstance(loop, VirtualLoop)  # noqa: S101  set by VirtualLoop itself
+    return VirtualTask(coro, loop=loop, **rest)
+
+
+class _Jump:
+    """In the selector's place: instead of waiting, moves the clock."""
+
+    now_s = 0.0
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        if timeout is None:
             raise RuntimeError("everything waits and nothing will ever happen: a deadlock in virtual time")
-        if not ready and timeout:
+        if timeout > 0:
             self.now_s += timeout
-        return ready
+        return []
+
+    def close(self) -> None:
+        pass
 
 
-class VirtualLoop(asyncio.SelectorEventLoop):
+class VirtualLoop(asyncio.BaseEventLoop):
     """An event loop in virtual time, which begins at 0 s."""
+
+    _ready: deque[Handle]
+    _scheduled: list[asyncio.TimerHandle]
 
     def __init__(self) -> None:
         """Begin at 0 s."""
-        self._jumping = _JumpingSelector()
-        super().__init__(self._jumping)
+        super().__init__()
+        self._selector = self._jump = _Jump()
+        self._numbers = 0
+        self._dead: list[VirtualTask] = []
+        self.set_task_factory(_make_task)
 
     def time(self) -> float:
         """Virtual seconds."""
-        return self._jumping.now_s
+        return self._jump.now_s
+
+    def next_number(self) -> int:
+        """A number that no task has yet."""
+        self._numbers += 1
+        return self._numbers
+
+    def _process_events(self, event_list: list[Any]) -> None:
+        """There are none."""
+
+    def _write_to_self(self) -> None:
+        """Nothing to wake: the loop never waits."""
+
+    def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> Handle:  # type: ignore[override]  # noqa: ANN401
+        """As every loop's; what an ended life would run is dropped."""
+        handle = Handle(callback, args, self, context)
+        life = handle._context.get(LIFE)  # type: ignore[attr-defined]  # noqa: SLF001  what asyncio runs it in
+        if life is not None:
+            if not life.alive:
+                handle.cancel()
+                return handle
+            life.steps += 1
+            if life.fuse:
+                life.fuse -= 1
+                if not life.fuse:
+                    self._ready.append(Handle(life.on_cut, (), self, Context()))
+        self._ready.append(handle)
+        return handle
+
+    def end(self, life: Life) -> None:
+        """End a life: nothing of it runs any more."""
+        if not life.alive:
+            return
+        life.alive = False
+        for handle in (*self._ready, *self._scheduled):
+            if handle._context.get(LIFE) is life:  # type: ignore[attr-defined]  # noqa: SLF001
+                handle.cancel()
+        # Kept, for a coroutine that is collected runs its ``finally`` blocks.
+        self._dead += [
+            task
+            for task in sorted(asyncio.all_tasks(self), key=hash)
+            if isinstance(task, VirtualTask) and task.life is life
+        ]
+        ends, life.ends = list(life.ends.values()), {}
+        for end in ends:
+            end()
+
+    def close(self) -> None:
+        """Close; what ended lives left behind is taken apart."""
+        super().close()
+        dead, self._dead = self._dead, []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # coroutines made by a ``finally`` that has no loop
+            for task in dead:
+                task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
+                coroutine = task.get_coro()
+                if coroutine is not None:
+                    _bury(coroutine)
+            dead.clear()
+
+
+def _bury(coroutine: Any) -> None:  # noqa: ANN401
+    for _ in range(BURIALS_MAX):
+        try:
+            coroutine.close()
+        except BaseException:  # noqa: BLE001, S112  whatever a dead process's clean-up says
+            continue
+        return
 
 
 def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -55,16 +194,22 @@ def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 class VirtualClock:
-    """A wall clock beside the virtual monotonic one; can be stepped."""
+    """A wall clock beside the virtual monotonic one; can be stepped, and drift."""
 
     def __init__(self, *, state: ClockState = ClockState.SYNCHRONISED) -> None:
         """Show EPOCH_NS at virtual time 0."""
         self.offset_ns = EPOCH_NS
         self.state = state
+        self._drift_ppm = 0
+        self._since_s = 0.0
 
     def now_ns(self) -> int:
         """Wall clock, nanoseconds."""
-        return self.offset_ns + round(asyncio.get_running_loop().time() * 1e9)
+        now_s = asyncio.get_running_loop().time()
+        return self.offset_ns + round(now_s * 1e9) + self._drifted_ns(now_s)
+
+    def _drifted_ns(self, now_s: float) -> int:
+        return round((now_s - self._since_s) * 1000 * self._drift_ppm) if self._drift_ppm else 0
 
     def clock_state(self) -> ClockState:
         """What the gateway believes."""
@@ -74,21 +219,63 @@ class VirtualClock:
         """Move the wall clock, not the monotonic one."""
         self.offset_ns += round(seconds * 1e9)
 
+    def drift(self, ppm: int) -> None:
+        """Run too fast by so many parts per million from now on; negative is too slow."""
+        now_s = asyncio.get_running_loop().time()
+        self.offset_ns += self._drifted_ns(now_s)
+        self._drift_ppm, self._since_s = ppm, now_s
+
+    def set(self, wall_ns: int) -> None:
+        """Step to a time."""
+        self.offset_ns += wall_ns - self.now_ns()
+
+    def true_ns(self) -> int:
+        """What a perfect clock would show."""
+        return EPOCH_NS + round(asyncio.get_running_loop().time() * 1e9)
+
 
 class VirtualOffload:
     """Runs blocking work inline after a seeded delay, one after another as a single thread would."""
 
     def __init__(self, rng: random.Random, *, delay_s: tuple[float, float] = (0.001, 0.02)) -> None:
-        """Delay each call by a time drawn from ``delay_s``, seconds."""
+        """Delay each call by a time drawn from ``delay_s``, seconds, which may be changed."""
+        self.delay_s = delay_s
         self._rng = rng
-        self._delay_s = delay_s
-        self._turn = asyncio.Lock()
+        self._queue: deque[tuple[asyncio.Future[Any], Callable[[], Any]]] = deque()
+        self._busy = False
 
     def __call__(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
         """Run ``function``; as in a thread, a cancelled caller does not stop it."""
-        return asyncio.shield(asyncio.ensure_future(self._run(function, *args, **kwargs)))
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._queue.append((future, lambda: function(*args, **kwargs)))
+        if not self._busy:
+            self._busy = True
+            self._later()
+        return future
 
-    async def _run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        async with self._turn:
-            await asyncio.sleep(self._rng.uniform(*self._delay_s))
-            return function(*args, **kwargs)
+    def _later(self) -> None:
+        low, high = self.delay_s
+        asyncio.get_running_loop().call_later(low + (high - low) * self._rng.random(), self._work)
+
+    def _work(self) -> None:
+        future, function = self._queue.popleft()
+        try:
+            result = function()
+        except PowerCut:
+            life = LIFE.get()
+            if life is not None:
+                life.on_cut()
+            return
+        except Exception as error:  # noqa: BLE001  as an executor does: it belongs to whoever waits
+            if not future.done():
+                future.set_exception(error)
+        else:
+            if not future.done():
+                future.set_result(result)
+        if self._queue:
+            self._later()
+        else:
+            self._busy = False
+
+
+__all__ = ["EPOCH_NS", "LIFE", "Life", "PowerCut", "VirtualClock", "VirtualLoop", "VirtualOffload", "run"]

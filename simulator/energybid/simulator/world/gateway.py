@@ -1,0 +1,277 @@
+"""A gateway of the world: the real agent on a simulated machine, with its meters and its disk."""
+
+import asyncio
+from collections.abc import Callable
+from random import Random
+from typing import TYPE_CHECKING
+
+from energybid.agent.config import MeterModel, meter_plan
+from energybid.agent.plan import AgentPlan, JournalPlan, StatusPlan, UplinkPlan
+from energybid.agent.process import run_agent
+from energybid.core.cose import PrivateKey, PublicKey
+from energybid.core.ports import BusPlan, MeterPlan, Platform, SerialEndpoint, TcpEndpoint, UplinkSettings, Will
+from energybid.core.quantities import ClockState
+from energybid.drivers.profile import load_profile
+from energybid.simulator.bus import Bus, LineTiming, RtuLine, Station, TcpConnection
+from energybid.simulator.faults import FaultSource
+from energybid.simulator.virtual import VirtualClock, VirtualOffload
+from energybid.simulator.world.broker import Broker
+from energybid.simulator.world.disk import Disk, DiskState, WatchedDatabase
+from energybid.simulator.world.meters import MeterFaults, WorldMeter
+from energybid.simulator.world.scenario import PROFILES_SERIAL, PROFILES_TCP, Scenario
+from energybid.simulator.world.service import Service, is_journal_error
+from energybid.simulator.world.trace import Trace
+from energybid.simulator.world.watch import GatewayWatch, Violation
+from energybid.simulator.world.wire import Socket, Wiring
+from energybid.sync.topics import Topics, topics_for
+
+if TYPE_CHECKING:
+    import apsw
+
+TENANT = "world"
+HOST, DEVICE = "meters.example", "/dev/serial/by-id/usb-adapter"
+BAUD = 19_200
+DRIVERS = dict.fromkeys(("modbus-tcp", "modbus-rtu"), "energybid.drivers.modbus.driver:open_driver")
+QUICK_S, SLOW_S = (0.001, 0.02), (0.1, 10.0)
+"""How long a call to the disk takes."""
+FORGIVEN_S = 30.0
+"""So long after a disk's fault an agent may still end because of it."""
+
+
+class Meter:
+    """A meter at its place: what it is and what may befall it."""
+
+    def __init__(self, plan: MeterPlan, device: WorldMeter, faults: MeterFaults) -> None:
+        """Keep them together."""
+        self.plan, self.device, self.faults = plan, device, faults
+
+    @property
+    def station(self) -> Station:
+        """As the bus wants it."""
+        return Station(
+            name=self.plan.name, unit=self.plan.unit, device=self.device, reply_delay_s=0.02, faults=self.faults
+        )
+
+
+class Gateway:
+    """One gateway and everything that is connected to it."""
+
+    def __init__(  # noqa: PLR0913, PLR0917  the world hands these out
+        self,
+        name: str,
+        scenario: Scenario,
+        broker: Broker,
+        headend_key: PublicKey,
+        trace: Trace,
+        violated: Callable[[Violation], None],
+        chance: Random,
+    ) -> None:
+        """Install it; ``service.run`` switches it on."""
+        self.name = name
+        self.clock = VirtualClock()
+        self.disk = Disk()
+        self.disks = [self.disk]
+        self.chance = chance
+        self._now_s = asyncio.get_running_loop().time
+        self._scenario = scenario
+        self._broker = broker
+        self._violated = violated
+        self._slow = False
+        self._forgiven_s = 0.0
+        self._boot_id = chance.randbytes(16)
+        self._stop = asyncio.Event()
+        key = PrivateKey.from_entropy(chance.randbytes(48))
+        self.key = key.public
+        self.meters: dict[str, Meter] = {}
+        buses = tuple(
+            bus
+            for bus in (
+                self._bus("tcp", "modbus-tcp", PROFILES_TCP, scenario.tcp_meters),
+                self._bus("line", "modbus-rtu", PROFILES_SERIAL, scenario.serial_meters),
+            )
+            if bus.meters
+        )
+        self.buses = {bus.name: Bus(stations=self._stations(bus), replay_ms=int) for bus in buses}
+        self.sockets = {bus.name: self._socket(bus) for bus in buses}
+        self._wiring = Wiring({HOST if name == "tcp" else DEVICE: socket for name, socket in self.sockets.items()})
+        self.topics: Topics = topics_for(TENANT, name)
+        self.plan = self._plan(key, headend_key, buses)
+        devices = {meter.plan.name: meter.device for meter in self.meters.values()}
+        self.watch = GatewayWatch(self.plan, key.public, headend_key, devices, trace, violated)
+        self.service = Service(name, self._main, trace)
+        self.service.ended = self._ended
+        self.service.on_cut = self._cut
+        self.set_rates(scenario)
+
+    # ------------------------------------------------------------ installation
+
+    def _bus(self, name: str, kind: str, profiles: list[str], count: int) -> BusPlan:
+        meters = []
+        for number in range(count):
+            profile = profiles[number % len(profiles)]
+            model = MeterModel.model_construct(
+                **{
+                    "name": f"{name}-{number}",
+                    "profile": profile,
+                    "unit": number + 1,
+                    "interval": self._scenario.interval,
+                    "timeout": None,
+                    "retries": 2,
+                    "quantities": None,
+                }
+            )
+            loaded = load_profile(profile)
+            plan = meter_plan(model, loaded)
+            device = WorldMeter(loaded, Random(self.chance.random()), self._now_s)  # noqa: S311  seeded
+            self.meters[plan.name] = Meter(plan, device, MeterFaults(self._now_s))
+            meters.append(plan)
+        endpoint = (
+            TcpEndpoint(host=HOST, port=502)
+            if kind == "modbus-tcp"
+            else SerialEndpoint(device=DEVICE, baudrate=BAUD, parity="E")
+        )
+        return BusPlan(
+            name=name,
+            kind=kind,
+            endpoint=endpoint,
+            meters=tuple(meters),
+            in_flight=4 if kind == "modbus-tcp" else 1,
+            lateness_s=2.0,
+        )
+
+    def _stations(self, bus: BusPlan) -> list[Station]:
+        return [self.meters[meter.name].station for meter in bus.meters]
+
+    def _socket(self, plan: BusPlan) -> Socket:
+        bus = self.buses[plan.name]
+        chance = Random(self.chance.random())  # noqa: S311  seeded
+        if plan.kind == "modbus-tcp":
+            return Socket(HOST, lambda: TcpConnection(bus), chance, serial=False)
+        line = RtuLine(bus, LineTiming.of(BAUD, "E"))
+        return Socket(DEVICE, lambda: line, chance, serial=True)
+
+    def _plan(self, key: PrivateKey, headend_key: PublicKey, buses: tuple[BusPlan, ...]) -> AgentPlan:
+        settings = UplinkSettings(
+            host="broker",
+            port=1883,
+            client_id=f"energybid-{TENANT}-{self.name}",
+            will=Will(self.topics.status, b'{"state": "offline"}'),
+        )
+        scenario = self._scenario
+        return AgentPlan(
+            version="simulated",
+            tenant=TENANT,
+            gateway=self.name,
+            log_key=key.pem(),
+            headend_key=headend_key.pem(),
+            configuration_hash=bytes(32),
+            journal=JournalPlan(
+                path="journal.db", commit_interval_s=scenario.commit_interval, keep_s=scenario.keep
+            ),
+            uplink=UplinkPlan(
+                settings=settings, batch_interval_s=scenario.batch_interval, window=8, receipt_timeout_s=60.0
+            ),
+            status=StatusPlan(path=None, interval_s=5.0),
+            buses=buses,
+            drivers=DRIVERS,
+            json_logs=False,
+        )
+
+    def set_rates(self, scenario: Scenario) -> None:
+        """Let the wires fail as often as a scenario says."""
+        for name, bus in self.buses.items():
+            model = scenario.faults.tcp if name == "tcp" else scenario.faults.serial
+            seed = str(self.chance.random())
+            bus.faults = FaultSource(seed, model.rates(), model.late_by)
+            self.sockets[name].cut_rate = scenario.faults.cut if name == "tcp" else 0.0
+
+    # ------------------------------------------------------------ the agent
+
+    def platform(self) -> Platform:
+        """The machine, as one run of the agent sees it."""
+        chance = Random(self.chance.random())  # noqa: S311  seeded
+        offload = VirtualOffload(chance, delay_s=SLOW_S if self._slow else QUICK_S)
+        self._offload = offload
+        return Platform(
+            now_ns=self.clock.now_ns,
+            clock_state=self.clock.clock_state,
+            boot_id=self._boot_id,
+            entropy=chance.randbytes,
+            random=chance,
+            offload=offload,
+            open_bus=self._wiring.open,
+            connect_uplink=self._broker.connect,
+            open_database=self._open,
+            notify=lambda _state: None,
+        )
+
+    async def _main(self) -> None:
+        self._stop = asyncio.Event()
+        self.watch.restarted()
+        await run_agent(self.platform(), self.plan, self._stop)
+
+    def _open(self, path: str) -> WatchedDatabase:
+        disk = self.disk
+        copy = disk.survived()
+        looking = copy.open(path)  # at a copy: looking changes nothing
+        self.watch.reopened(looking, disk.size)
+        looking.close()
+        copy.remove()
+        connection = disk.open(path)
+
+        def committed(database: "apsw.Connection") -> None:
+            self.watch.committed(database, disk.size)
+
+        return WatchedDatabase(connection, disk, committed)
+
+    def _ended(self, error: BaseException | None) -> None:
+        blamed = self.disk.state is not DiskState.FINE or self._now_s() < self._forgiven_s
+        if error is not None and not (is_journal_error(error) and blamed):
+            self._violated(Violation("stopped", f"{TENANT}/{self.name}: the agent ended: {error!r}"))
+
+    def stop(self) -> None:
+        """Stop the agent as SIGTERM does, for good."""
+        self.service.retire()
+        self._stop.set()
+
+    # ------------------------------------------------------------ what befalls it
+
+    def kill(self, why: str = "kill -9") -> None:
+        """Kill the agent; the machine lives on, and what it wrote is there."""
+        self._replace(self.disk.survived())
+        self.service.kill(why)
+
+    def power_cut(self, why: str) -> None:
+        """The machine goes dark, and comes back without an idea of the time."""
+        self._replace(self.disk.image or self.disk.crashed())
+        self.clock.set(round(self.chance.random() * 60e9))
+        self.clock.state = ClockState.UNSYNCHRONISED
+        self._boot_id = self.chance.randbytes(16)
+        self.service.kill(why, down_s=20.0)
+
+    def _cut(self) -> None:
+        if self.disk.image is not None:
+            self.power_cut("power cut within a write")
+        else:
+            self.kill("kill -9 between two steps")
+
+    def _replace(self, disk: Disk) -> None:
+        disk.state = self.disk.state
+        self.disk = disk
+        self.disks.append(disk)
+
+    def break_disk(self, state: DiskState) -> None:
+        """The disk fails, or works again."""
+        self.disk.state = state
+        self._forgiven_s = self._now_s() + FORGIVEN_S
+
+    def slow_disk(self, *, slow: bool) -> None:
+        """The disk takes its time, or does not."""
+        self._slow = slow
+        self._offload.delay_s = SLOW_S if slow else QUICK_S
+
+    def synchronise(self) -> None:
+        """The clock is right again."""
+        self.clock.drift(0)
+        self.clock.set(self.clock.true_ns())
+        self.clock.state = ClockState.SYNCHRONISED

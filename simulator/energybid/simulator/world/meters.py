@@ -1,0 +1,215 @@
+"""Meters of the world: a profile turned round, quick to ask, and with a memory of everything they ever answered.
+
+The registers are the profile's, encoded as on the wire; what they hold is simple on purpose: counters that grow with
+time and numbers that never come twice in a row, so that an old answer can not pass for a new one. (The household of
+``simulate bus`` is physics; here only the bytes matter.) Every answer is remembered with its mantissas: the log must
+hold exactly these. Also here: what becomes of a meter, from a reset of its counters to a swap.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+from random import Random
+from struct import Struct
+from typing import NamedTuple
+
+from energybid.drivers.modbus.map import TYPES
+from energybid.drivers.profile import FUNCTION_OF, LoadedProfile, Register
+from energybid.simulator.faults import Fault, FaultSource
+from energybid.simulator.meters import ILLEGAL_ADDRESS, ILLEGAL_FUNCTION, ILLEGAL_VALUE
+
+_READ = Struct(">BHH")
+EXCEPTION_FLAG = 0x80
+MEMORY = 16_384
+"""Answers that are remembered at least."""
+FLOAT_MAX = 1 << 23
+"""Mantissas below it survive the way through a float32, whatever the scale: 24 significant bits, half a unit off."""
+COUNTER_MAX = 8_000_000
+"""Counters roll over here at the latest: seven digits, as on many displays."""
+NOISE_MAX = 30_000
+"""Other numbers are below: they fit 16 bits."""
+
+
+class Answer(NamedTuple):
+    """What one request was answered with."""
+
+    function: int
+    first: int
+    count: int
+    mantissas: tuple[int, ...]
+    """As the log must hold them, in the order of the registers."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """How one request is answered."""
+
+    pack: Callable[..., bytes]
+    little: bool
+    registers: tuple[tuple[int, Register], ...]
+    """(number in the profile, register)."""
+    mantissa_of: tuple[Callable[[int], int], ...]
+    """Raw count → mantissa, for integer registers; mantissa → mantissa for floats."""
+    raw_of: tuple[Callable[[int], int | float], ...]
+    """Count → what is packed."""
+
+
+class WorldMeter:
+    """One meter on the wall. Implements ``Device``."""
+
+    def __init__(self, loaded: LoadedProfile, chance: Random, now_s: Callable[[], float]) -> None:
+        """Hang it up.
+
+        Args:
+            loaded: Its model.
+            chance: Where its counters begin, and everything else about it that is not said.
+            now_s: Virtual time.
+        """
+        self.answers = 0
+        self._loaded = loaded
+        self._chance = chance
+        self._now_s = now_s
+        self._noise = int(chance.random() * 2**63)
+        self._reads: dict[bytes, _Read | bytes] = {}
+        self._times: list[float] = []
+        self._memory: list[Answer] = []
+        self.modulus = COUNTER_MAX
+        self._base: list[int] = []
+        self._per_s: list[float] = []
+        self._since_s = 0.0
+        self.swap()
+
+    # ------------------------------------------------------------ what becomes of it
+
+    def swap(self) -> None:
+        """Another meter of the same model hangs here: other counters."""
+        self._begin([int(self._chance.random() * COUNTER_MAX / 2) for _ in self._loaded.registers])
+
+    def reset(self) -> None:
+        """It was without power and forgot its counters."""
+        self._begin([0 for _ in self._loaded.registers])
+
+    def near_rollover(self, counts: int) -> None:
+        """Its counters will roll over soon: so many counts from now."""
+        self._begin([max(0, self.modulus - counts) for _ in self._loaded.registers])
+
+    def _begin(self, base: list[int]) -> None:
+        self._base = base
+        self._per_s = [0.01 + self._chance.random() / 5 for _ in base]
+        self._since_s = self._now_s()
+
+    # ------------------------------------------------------------ requests
+
+    def respond(self, pdu: bytes, _at_ms: int) -> bytes:
+        """Answer a request as the model does: its registers, or exception 1, 2 or 3."""
+        read = self._reads.get(pdu)
+        if read is None:
+            read = self._reads[pdu] = self._prepare(pdu)
+        if isinstance(read, bytes):
+            return read
+        elapsed = self._now_s() - self._since_s
+        counts = [self._count(number, register, elapsed) for number, register in read.registers]
+        mantissas = tuple(of(count) for of, count in zip(read.mantissa_of, counts, strict=True))
+        data = read.pack(*(of(count) for of, count in zip(read.raw_of, counts, strict=True)))
+        if read.little:  # the whole run was packed little-endian: swap the bytes of each register
+            swapped = bytearray(data)
+            swapped[::2], swapped[1::2] = data[1::2], data[::2]
+            data = bytes(swapped)
+        self._remember(Answer(*_READ.unpack(pdu), mantissas))
+        return pdu[:1] + bytes((len(data),)) + data
+
+    def _count(self, number: int, register: Register, elapsed_s: float) -> int:
+        if register.quantity.cumulative:
+            return (self._base[number] + int(elapsed_s * self._per_s[number])) % self.modulus
+        self._noise = (self._noise * 6_364_136_223_846_793_005 + 1_442_695_040_888_963_407) & 0xFFFF_FFFF_FFFF_FFFF
+        return (self._noise >> 33) % NOISE_MAX
+
+    def _prepare(self, pdu: bytes) -> _Read | bytes:
+        profile = self._loaded.profile
+        if not any(FUNCTION_OF[block.table] == pdu[0] for block in profile.block):
+            return bytes((pdu[0] | EXCEPTION_FLAG, ILLEGAL_FUNCTION))
+        if len(pdu) != _READ.size:
+            return bytes((pdu[0] | EXCEPTION_FLAG, ILLEGAL_VALUE))
+        function, first, count = _READ.unpack(pdu)
+        if not 1 <= count <= profile.max_registers:
+            return bytes((function | EXCEPTION_FLAG, ILLEGAL_VALUE))
+        readable = any(
+            FUNCTION_OF[b.table] == function and b.first <= first and first + count <= b.first + b.count
+            for b in profile.block
+        )
+        if not readable:
+            return bytes((function | EXCEPTION_FLAG, ILLEGAL_ADDRESS))
+        found = tuple(
+            (number, register)
+            for number, register in enumerate(self._loaded.registers)
+            if register.function == function and first <= register.first and register.end <= first + count
+        )
+        return _compile(found, first, count)
+
+    # ------------------------------------------------------------ memory
+
+    def _remember(self, answer: Answer) -> None:
+        self.answers += 1
+        self._times.append(self._now_s())
+        self._memory.append(answer)
+        if len(self._memory) > 2 * MEMORY:
+            del self._memory[:MEMORY], self._times[:MEMORY]
+
+    def answered(self, from_s: float, to_s: float) -> list[Answer]:
+        """Every answer that was given within a time."""
+        return self._memory[bisect_left(self._times, from_s) : bisect_left(self._times, to_s)]
+
+
+def _compile(found: tuple[tuple[int, Register], ...], first: int, count: int) -> _Read:
+    little = any(register.little for _, register in found)
+    layout, at = "", first
+    for _, register in found:
+        layout += "x" * 2 * (register.first - at) + TYPES[register.type].code
+        at = register.end
+    layout += "x" * 2 * (first + count - at)
+    return _Read(
+        Struct(("<" if little else ">") + layout).pack,
+        little,
+        found,
+        tuple(_mantissa_of(register) for _, register in found),
+        tuple(_raw_of(register) for _, register in found),
+    )
+
+
+def _mantissa_of(register: Register) -> Callable[[int], int]:
+    factor = register.factor
+    if register.type == "float32" or factor == 1:
+        return lambda count: count
+    if factor.denominator == 1:
+        return lambda count: count * factor.numerator
+    return lambda count: round(count * factor)
+
+
+def _raw_of(register: Register) -> Callable[[int], int | float]:
+    if register.type != "float32":
+        return lambda count: count
+    factor = register.factor
+    if factor.denominator == 1:
+        return lambda count: count / factor.numerator
+    return lambda count: float(Fraction(count) / factor)
+
+
+class MeterFaults(FaultSource):
+    """A station's faults: a meter that is dead says nothing; else chance decides."""
+
+    dead_until_s = 0.0
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        """Alive, and without faults of its own."""
+        super().__init__("")
+        self._now_s = now_s
+
+    def die(self, seconds: float) -> None:
+        """Say nothing for a time."""
+        self.dead_until_s = max(self.dead_until_s, ceil(self._now_s() + seconds))
+
+    def draw(self) -> Fault | None:
+        """The fault of the next exchange."""
+        return Fault.NO_REPLY if self._now_s() < self.dead_until_s else super().draw()

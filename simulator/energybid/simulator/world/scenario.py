@@ -1,0 +1,195 @@
+"""scenario.toml: what a world is made of, and what befalls it. Imported by commands and tests only.
+
+Without a file, ``Scenario()`` is the small world with every fault at its usual rate, ``large()`` the large one.
+"""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from energybid.core.errors import ConfigurationError
+from energybid.core.settings import Duration, Settings, parse_toml
+from energybid.simulator.config import FaultsModel, Rate
+
+PROFILES_TCP = ["schneider-iem3155", "carlo-gavazzi-em340"]
+PROFILES_SERIAL = ["eastron-sdm630", "abb-b23"]
+
+
+class Happening(Settings):
+    """One kind of mishap, for each thing that can suffer it."""
+
+    per_day: float = Field(0.0, ge=0, le=10_000)
+    """How often, on average; when is left to chance."""
+    least: Duration = Field(1.0, ge=0)
+    """How long it lasts at least."""
+    most: Duration = Field(60.0, ge=0)
+    """And at most."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.least > self.most:
+            raise ValueError("least is more than most")
+        return self
+
+
+def _often(per_day: float, least: str = "1 s", most: str = "1 s") -> Happening:
+    return Happening.model_validate({"per_day": per_day, "least": least, "most": most})
+
+
+def _rates(**rates: float) -> FaultsModel:
+    return FaultsModel.model_validate(rates)
+
+
+class Faults(Settings):
+    """``[faults]``: the defaults are the preset "all"."""
+
+    tcp: FaultsModel = _rates(
+        no_reply=0.01, exception=0.005, wrong_unit=0.005, wrong_transaction=0.005, wrong_length=0.005,
+        half_frame=0.002, late=0.01, duplicate=0.01, garbage=0.002,
+    )  # fmt: skip
+    """Shares of the answers on TCP buses."""
+    serial: FaultsModel = _rates(
+        no_reply=0.01, exception=0.005, wrong_unit=0.005, wrong_length=0.005, crc_error=0.02, half_frame=0.01,
+        late=0.01, duplicate=0.01, garbage=0.01,
+    )  # fmt: skip
+    """Shares of the answers on serial lines."""
+    cut: Rate = 0.02
+    """Share of TCP answers that arrive in two pieces."""
+    meter_dead: Happening = _often(2, "10 s", "1 h")
+    """Says nothing."""
+    meter_reset: Happening = _often(1, "10 s", "2 min")
+    """Without power for that time; its counters begin at 0 again."""
+    meter_rollover: Happening = _often(1)
+    """Its counters come near their end and roll over within the hour."""
+    meter_swap: Happening = _often(0.5, "1 min", "20 min")
+    """Somebody hangs another one of the same model there."""
+    connection_reset: Happening = _often(4)
+    """The TCP connection is reset."""
+    host_away: Happening = _often(2, "5 s", "10 min")
+    """The host of a TCP bus refuses connections."""
+    host_silent: Happening = _often(1, "5 s", "10 min")
+    """The host of a TCP bus does not answer at all."""
+    adapter_unplugged: Happening = _often(2, "2 s", "20 min")
+    """The serial adapter vanishes, and returns behind the same /dev/serial/by-id link, whatever its new name."""
+    broker_cuts: Happening = _often(6)
+    """The broker drops all connections."""
+    broker_away: Happening = _often(2, "5 s", "2 h")
+    """The broker is stopped; its sessions last."""
+    broker_forgets: Happening = _often(1, "1 s", "5 min")
+    """The broker is stopped and has lost sessions, queues and retained messages."""
+    broker_shuffles: Happening = _often(3, "30 s", "10 min")
+    """The head-end is away for so long, and its queued batches come in another order."""
+    broker_duplicates: Rate = 0.02
+    """Share of messages delivered twice."""
+    broker_drops: Rate = 0.002
+    """Share of messages after which the sender's connection is lost before it is told."""
+    headend_killed: Happening = _often(2, "1 s", "30 min")
+    """Killed, and started again after that time."""
+    headend_crash_before_commit: Happening = _often(2)
+    headend_crash_after_commit: Happening = _often(2)
+    """Its transaction is durable, the receipt is neither signed nor sent."""
+    headend_power_cut: Happening = _often(1)
+    """In the middle of its writes; what was not synced is dropped, kept or torn."""
+    headend_lost: Happening = _often(0.3, "1 min", "1 h")
+    """Its database is gone for good."""
+    headend_restored: Happening = _often(0.7, "1 min", "1 h")
+    """It is restored from a copy that is some hours old."""
+    clock_steps: Happening = _often(2)
+    """By up to twelve hours, in either direction."""
+    clock_drifts: Happening = _often(2, "1 h", "6 h")
+    """By up to 2,000 ppm for that time; then it is synchronised again."""
+    clock_unsynchronised: Happening = _often(2, "10 min", "4 h")
+    """It holds over, then says that it is not synchronised at all."""
+    agent_killed: Happening = _often(6)
+    """kill -9 at any await."""
+    gateway_power_cut: Happening = _often(2, "1 min", "2 h")
+    """Within a write or between; begins again in 1970 and is synchronised after that time."""
+    disk_slow: Happening = _often(2, "1 min", "20 min")
+    """Every call takes up to ten seconds."""
+    disk_full: Happening = _often(1, "10 s", "5 min")
+    disk_read_only: Happening = _often(1, "10 s", "5 min")
+
+    @classmethod
+    def none(cls) -> Self:
+        """Nothing at all goes wrong."""
+        quiet = {name: {} if name in {"tcp", "serial"} else {"per_day": 0.0} for name in cls.kinds()}
+        return cls.model_validate(quiet | {name: 0.0 for name in ("cut", "broker_duplicates", "broker_drops")})
+
+    @classmethod
+    def kinds(cls) -> list[str]:
+        """Names of everything but the plain rates."""
+        return [name for name in cls.model_fields if name not in {"cut", "broker_duplicates", "broker_drops"}]
+
+    @classmethod
+    def chosen(cls, names: str) -> Self:
+        """The preset ``all`` or ``none``, or only the faults named, at their usual rates.
+
+        Args:
+            names: Names of fields with commas between; a beginning such as ``headend`` takes all that begin so.
+
+        Raises:
+            ConfigurationError: A name that nothing has.
+        """
+        if names in {"all", "none"}:
+            return cls() if names == "all" else cls.none()
+        wanted = [name.strip() for name in names.split(",")]
+        unknown = [name for name in wanted if not any(field.startswith(name) for field in cls.model_fields)]
+        if unknown:
+            raise ConfigurationError(
+                [f"--faults: no fault {name!r}; there are all, none, {', '.join(cls.model_fields)}" for name in unknown]
+            )
+        usual, quiet = cls(), cls.none()
+        return cls.model_construct(
+            **{
+                field: getattr(usual if field.startswith(tuple(wanted)) else quiet, field) for field in cls.model_fields
+            }
+        )
+
+    def happenings(self) -> dict[str, Happening]:
+        """Those that can happen, by name."""
+        found = {name: getattr(self, name) for name in self.kinds()}
+        return {name: h for name, h in found.items() if isinstance(h, Happening) and h.per_day > 0}
+
+
+class Scenario(Settings):
+    """All of scenario.toml; the defaults are the small world."""
+
+    gateways: int = Field(1, ge=1, le=16)
+    tcp_meters: int = Field(2, ge=0, le=32)
+    """On one TCP bus of each gateway."""
+    serial_meters: int = Field(1, ge=0, le=32)
+    """On one serial line of each gateway."""
+    interval: Duration = Field(60.0, ge=1, le=3600)
+    """Between two polls of a meter."""
+    commit_interval: Duration = Field(5.0, ge=0, le=3600)
+    batch_interval: Duration = Field(60.0, ge=0, le=3600)
+    keep: Duration = Field(60 * 86400.0, ge=0)
+    """Acknowledged history on the gateways; a head-end that loses more can not be refilled."""
+    faults: Faults = Faults()
+
+    @model_validator(mode="after")
+    def _something_to_read(self) -> Self:
+        if not self.tcp_meters + self.serial_meters:
+            raise ValueError("a gateway needs a meter: tcp_meters, serial_meters")
+        return self
+
+
+def large(faults: Faults) -> Scenario:
+    """Ten meters on two buses, polled every 10 s."""
+    return Scenario.model_construct(
+        **(Scenario().model_dump() | {"tcp_meters": 6, "serial_meters": 4, "interval": 10.0, "faults": faults})
+    )
+
+
+def load_scenario(path: Path) -> Scenario:
+    """Read scenario.toml.
+
+    Raises:
+        ConfigurationError: Every fault in it.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError([f"{path}: {error.strerror}"]) from None
+    return parse_toml(str(path), data, Scenario)

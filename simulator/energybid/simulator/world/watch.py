@@ -1,0 +1,318 @@
+"""The invariants: what must be true of a gateway and of its head-end after every step, whatever the world does.
+
+An oracle beside the running code: it learns of every durable commit at the database's seam and of every message at the
+broker, rebuilds log and tree by itself, and says at once what does not fit. It never tells the product anything.
+
+| invariant | checked |
+|---|---|
+| ``gap``: sequence numbers go on without one | at every commit, at every start, at the end |
+| ``unsent``: what is sent was committed before | at every batch that the broker takes |
+| ``signature``: checkpoints and receipts verify | at every commit, at every receipt |
+| ``root``: roots at head-end and gateway are equal | at every commit, at every receipt |
+| ``premature``: a receipt covers only what the head-end has committed | at every receipt |
+| ``lost``: nothing acknowledged or committed is missing | at every start of an agent, at the end |
+| ``value``: the log holds what the meter answered, and when | at every commit |
+| ``decrease``: a cumulative register never decreases without a mark | at every commit |
+| ``clock``: a jump of the wall clock stands in the log | at every commit |
+| ``bounds``: batches under way, bytes on the disk | at every batch, at every commit |
+| ``refused``: the head-end refuses nothing that the gateway sends, and finds no conflict | at the end |
+| ``stopped``: no agent ends but by a fault of the world | when it ends |
+| ``delivered``: all of the log is at the head-end | at the end |
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from energybid.agent.journal import SEQUENCE_BITS, SEQUENCE_MAX
+from energybid.agent.plan import AgentPlan
+from energybid.core import cbor
+from energybid.core.cose import PublicKey
+from energybid.core.entries import Clock, Declaration, Entry, Reading, Start
+from energybid.core.errors import EvidenceError
+from energybid.core.evidence import Checkpoint, SignedCheckpoint, verify_receipt
+from energybid.core.log import Salts
+from energybid.core.quantities import Status
+from energybid.core.tree import EMPTY_ROOT, Frontier, leaf_hash
+from energybid.drivers.modbus.map import ModbusMap
+from energybid.simulator.world.meters import WorldMeter
+from energybid.simulator.world.trace import Trace
+from energybid.sync import columns
+from energybid.sync.batch import decode_batch
+
+if TYPE_CHECKING:
+    import apsw
+
+STEP_MS = 1000
+DISK_BASE, DISK_PER_ENTRY = 2 << 20, 1024
+"""Bound of the bytes on a gateway's disk: WAL and empty pages, and what an entry takes at most."""
+ENTRIES_MAX = 65_536
+
+SEGMENTS = (
+    "SELECT key, first, checkpoint, method, columns FROM segment WHERE key > ? ORDER BY key"  # by name: order may change
+)
+
+
+class Violation(NamedTuple):
+    """An invariant that did not hold."""
+
+    invariant: str
+    text: str
+
+
+class Epoch:
+    """One epoch as the oracle knows it."""
+
+    def __init__(self, number: int, epoch: bytes, secret: bytes) -> None:
+        """Begin it."""
+        self.number, self.id = number, epoch
+        self.salts = Salts(secret)
+        self.frontier = Frontier()
+        self.leaves: list[bytes] = []
+        self.roots: dict[int, bytes] = {0: EMPTY_ROOT}
+        """At each checkpoint."""
+        self.acknowledged = 0
+        """Largest receipt that was ever published."""
+        self.meters: dict[int, str] = {}
+        """Declaration → meter."""
+
+    @property
+    def size(self) -> int:
+        """Entries committed."""
+        return self.frontier.size
+
+
+class GatewayWatch:
+    """Follows one gateway's log."""
+
+    def __init__(  # noqa: PLR0913, PLR0917  one for each thing it compares
+        self,
+        plan: AgentPlan,
+        log_key: PublicKey,
+        headend_key: PublicKey,
+        meters: dict[str, WorldMeter],
+        trace: Trace,
+        violated: Callable[[Violation], None],
+    ) -> None:
+        """Watch the gateway of ``plan``.
+
+        Args:
+            plan: What it runs.
+            log_key: Verifies checkpoints.
+            headend_key: Verifies receipts.
+            meters: By name.
+            trace: Gets every entry and receipt.
+            violated: Called with whatever does not hold.
+        """
+        self.origin = plan.origin
+        self.epochs: dict[bytes, Epoch] = {}
+        self.readings = 0
+        self.suspects = 0
+        self._plan = plan
+        self._log_key = log_key
+        self._headend_key = headend_key
+        self._meters = meters
+        self._trace = trace
+        self._violated = violated
+        self._requests = {
+            meter.name: [[(r.function, r.first, r.count, len(r.fields)) for r in group] for group in meter.map.groups]
+            for bus in plan.buses
+            for meter in bus.meters
+            if isinstance(meter.map, ModbusMap)
+        }
+        self._cumulative = {
+            meter.name: [[i for i, q in enumerate(group.quantities) if q.cumulative] for group in meter.groups]
+            for bus in plan.buses
+            for meter in bus.meters
+        }
+        self._last: dict[tuple[str, int], list[int | None]] = {}
+        self._offset_ms: int | None = None
+        self._before: Entry | None = None
+        self._ends: list[int] = []
+        self._sent = -1
+
+    def _wrong(self, invariant: str, text: str) -> None:
+        self._violated(Violation(invariant, f"{self.origin}: {text}"))
+
+    @property
+    def newest(self) -> Epoch | None:
+        """The epoch that is being written."""
+        return max(self.epochs.values(), key=lambda epoch: epoch.number, default=None)
+
+    # ------------------------------------------------------------ commits
+
+    def committed(self, database: "apsw.Connection", disk_bytes: int) -> None:
+        """A transaction is durable: look at what is new in it."""
+        newest = self.newest
+        known = newest.number if newest else 0
+        for number, epoch, secret in database.execute(
+            "SELECT number, id, secret FROM epoch WHERE number > ? ORDER BY number", (known,)
+        ):
+            newest = self.epochs[epoch] = Epoch(number, epoch, secret)
+        if newest is None:
+            return
+        low = newest.number << SEQUENCE_BITS
+        for key, first, seal, method, packed in database.execute(SEGMENTS, (low | newest.size,)):
+            self._segment(newest, first, key & SEQUENCE_MAX, seal, columns.unpack(method, packed, limit=1 << 30))
+        entries = sum(epoch.size for epoch in self.epochs.values())
+        if disk_bytes > DISK_BASE + DISK_PER_ENTRY * entries:
+            self._wrong("bounds", f"{disk_bytes} bytes on the disk for {entries} entries")
+
+    def reopened(self, database: "apsw.Connection", disk_bytes: int) -> None:
+        """An agent opens the disk anew: everything that was committed must be there."""
+        ((tables,),) = database.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'segment'")
+        if not tables:
+            if self.epochs:
+                self._wrong("lost", "the journal is empty after a restart")
+            return
+        for epoch in self.epochs.values():
+            low = epoch.number << SEQUENCE_BITS
+            ((key,),) = database.execute("SELECT max(key) FROM segment WHERE key <= ?", (low | SEQUENCE_MAX,))
+            held = 0 if key is None or key < low else key & SEQUENCE_MAX
+            if held < epoch.size:
+                self._wrong("lost", f"{epoch.size} entries were committed, {held} are there after a restart")
+        self.committed(database, disk_bytes)
+
+    def _segment(self, epoch: Epoch, first: int, end: int, seal: bytes, raw: bytes) -> None:
+        if first != epoch.size:
+            self._wrong("gap", f"a commit begins at {first}, the log ended at {epoch.size}")
+            return
+        before = epoch.frontier.root()
+        for entry in columns.decode(raw, limit=ENTRIES_MAX, trusted=True):
+            canonical = epoch.salts.canonical(epoch.size, entry)
+            self._trace.event("entry", f"{self.origin} {epoch.size} {type(entry).__name__}", canonical)
+            leaf = leaf_hash(canonical)
+            self._entry(epoch, epoch.size, entry)
+            epoch.leaves.append(leaf)
+            epoch.frontier.append(leaf)
+        root, time_ms, clock, counter, algorithm, kid, signature = cbor.decode(seal)
+        epoch.roots[end] = epoch.frontier.root()
+        if epoch.size != end:
+            self._wrong("gap", f"a commit from {first} to {end} holds {epoch.size - first} entries")
+        if root != epoch.frontier.root():
+            self._wrong("root", f"the checkpoint at {end} has another root than its entries")
+        checkpoint = Checkpoint(self.origin, epoch.id, end, root, first, before, time_ms, clock, counter)
+        try:
+            SignedCheckpoint(checkpoint, algorithm, kid, signature).verify(self._log_key)
+        except EvidenceError as error:
+            self._wrong("signature", f"the checkpoint at {end}: {error}")
+
+    # ------------------------------------------------------------ entries
+
+    def _entry(self, epoch: Epoch, sequence: int, entry: Entry) -> None:
+        if isinstance(entry, Reading):
+            self.readings += 1
+            meter = epoch.meters[entry.declaration]
+            self._values(meter, sequence, entry)
+            self._decreases(meter, sequence, entry)
+            self._steps(sequence, entry)
+        elif isinstance(entry, Declaration):
+            epoch.meters[sequence] = entry.meter
+        elif isinstance(entry, Start):
+            self._offset_ms = entry.time_ms - entry.mono_ms
+            self._last.clear()
+        self._before = entry
+
+    def _values(self, name: str, sequence: int, entry: Reading) -> None:
+        """Each request's part of a reading is one answer that the meter gave within the reading's time."""
+        meter = self._meters[name]
+        answers = meter.answered((entry.mono_ms - entry.span_ms) / 1000 - 0.005, entry.mono_ms / 1000 + 0.002)
+        at = 0
+        for function, first, count, fields in self._requests[name][entry.group]:
+            part = tuple(entry.values[at : at + fields])
+            at += fields
+            if part == (None,) * fields:
+                if entry.status is None or 0 in entry.status[at - fields : at]:
+                    self._wrong("value", f"entry {sequence}: {name} has no number and no reason")
+            elif not any(answer == (function, first, count, part) for answer in answers):
+                text = f"entry {sequence}: {name} registers {first} to {first + count - 1} never answered {part}"
+                self._wrong("value", text)
+
+    def _decreases(self, name: str, sequence: int, entry: Reading) -> None:
+        places = self._cumulative[name][entry.group]
+        last = self._last.setdefault((name, entry.group), [None] * len(entry.values))
+        for i in places:
+            value, before = entry.values[i], last[i]
+            if value is None:
+                continue
+            if before is not None and value < before:
+                self.suspects += 1
+                if entry.status is None or entry.status[i] != Status.SUSPECT:
+                    self._wrong("decrease", f"entry {sequence}: {name} quantity {i} went from {before} to {value}")
+            last[i] = value
+
+    def _steps(self, sequence: int, entry: Reading) -> None:
+        offset_ms = entry.time_ms - entry.mono_ms
+        jumped = self._offset_ms is not None and abs(offset_ms - self._offset_ms) >= STEP_MS
+        if jumped and not (isinstance(self._before, Clock) and self._before.after_ms == entry.time_ms):
+            self._wrong("clock", f"entry {sequence}: the clock jumped and no entry says so")
+        self._offset_ms = offset_ms
+
+    # ------------------------------------------------------------ the wire
+
+    def sent(self, frame: bytes) -> None:
+        """The broker took a batch."""
+        batch = decode_batch(frame)
+        self._trace.event("batch", f"{self.origin} {batch.first} {batch.end}")
+        epoch = self.epochs.get(batch.epoch)
+        if epoch is None or batch.end > epoch.size:
+            held = epoch.size if epoch else 0
+            self._wrong("unsent", f"entries up to {batch.end} were sent, {held} are committed")
+        if batch.first != self._sent:
+            self._ends = []
+        self._sent = batch.end
+        self._ends.append(batch.end)
+        window = self._plan.uplink.window if self._plan.uplink else 0
+        if len(self._ends) > window:
+            self._wrong("bounds", f"{len(self._ends)} batches under way; the window is {window}")
+
+    def restarted(self) -> None:
+        """A new agent, or a new connection: nothing is under way."""
+        self._sent, self._ends = -1, []
+
+    def receipt(self, message: bytes, durable: dict[bytes, int]) -> None:
+        """The head-end published a receipt.
+
+        Args:
+            message: COSE_Sign1.
+            durable: What the head-end's disk holds: epoch → entries.
+        """
+        try:
+            receipt = verify_receipt(message, self._headend_key)
+        except EvidenceError as error:
+            self._wrong("signature", f"a receipt: {error}")
+            return
+        self._trace.event("receipt", f"{self.origin} {receipt.size}", message)
+        if receipt.size > durable.get(receipt.epoch, 0):
+            self._wrong("premature", f"a receipt over {receipt.size}; the head-end holds {durable.get(receipt.epoch, 0)}")
+        epoch = self.epochs.get(receipt.epoch)
+        if epoch is None or epoch.roots.get(receipt.size) != receipt.root:
+            self._wrong("root", f"the receipt at {receipt.size} has another root than the gateway")
+            return
+        epoch.acknowledged = max(epoch.acknowledged, receipt.size)
+
+    def received(self, message: bytes) -> None:
+        """The gateway was given a receipt."""
+        size = verify_receipt(message, self._headend_key).size
+        self._ends = [end for end in self._ends if end > size]
+
+    # ------------------------------------------------------------ the end
+
+    def compare(self, epoch: Epoch, stored: list[tuple[int, bytes]]) -> None:
+        """The head-end's entries of an epoch beside what the gateway committed.
+
+        Args:
+            epoch: The gateway's.
+            stored: (sequence, canonical bytes) at the head-end.
+        """
+        if [sequence for sequence, _ in stored] != list(range(len(stored))):
+            self._wrong("gap", "the head-end's entries are not contiguous")
+        if len(stored) < epoch.acknowledged:
+            self._wrong("lost", f"{epoch.acknowledged} entries were acknowledged, the head-end holds {len(stored)}")
+        for sequence, canonical in stored[: epoch.size]:
+            if leaf_hash(canonical) != epoch.leaves[sequence]:
+                self._wrong("lost", f"entry {sequence} is another one at the head-end")
+                break
+        if len(stored) != epoch.size:
+            self._wrong("delivered", f"{epoch.size} entries are in the log, {len(stored)} at the head-end")
+
+

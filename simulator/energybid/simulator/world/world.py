@@ -1,0 +1,204 @@
+"""One world: gateways, broker and head-end in virtual time, from one seed; what happened, and whether it was right."""
+
+import asyncio
+import gc
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+from random import Random
+
+from energybid.headend.ledger import Registration
+from energybid.simulator.virtual import run
+from energybid.simulator.world.broker import Broker
+from energybid.simulator.world.gateway import TENANT, Gateway
+from energybid.simulator.world.scenario import Faults, Scenario
+from energybid.simulator.world.trace import Trace
+from energybid.simulator.world.trouble import DAY_S, Trouble
+from energybid.simulator.world.utility import Utility
+from energybid.simulator.world.watch import Violation
+
+CALM_MAX_S = 4 * 3600.0
+"""After the last fault everything must be delivered within this time."""
+LOOK_S = 60.0
+STOP_MAX_S = 60.0
+
+
+@dataclass
+class Outcome:
+    """What became of a world."""
+
+    seed: int
+    days: float
+    violations: list[Violation] = field(default_factory=list)
+    trace: str = ""
+    """SHA-256 over all events."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """Events by kind."""
+    readings: int = 0
+    entries: int = 0
+    acknowledged: int = 0
+    suspects: int = 0
+    gateway_hours: float = 0.0
+    faults: list[str] = field(default_factory=list)
+    recent: list[str] = field(default_factory=list)
+    """The end of the event log."""
+
+
+class World:
+    """Everything that is simulated."""
+
+    def __init__(self, seed: int, scenario: Scenario) -> None:
+        """Build it; call in the running loop."""
+        self.trace = Trace()
+        self.violations: list[Violation] = []
+        self._seed = seed
+        self._scenario = scenario
+        self._failed = asyncio.Event()
+        self.broker = Broker(self._chance("broker"), self._published, self._delivered)
+        self.broker.duplicate_rate = scenario.faults.broker_duplicates
+        self.broker.drop_rate = scenario.faults.broker_drops
+        self.utility = Utility(self.broker, self.trace, self._violated, self._chance("headend"))
+        self.gateways = [
+            Gateway(
+                f"gw-{number}", scenario, self.broker, self.utility.key.public, self.trace, self._violated,
+                self._chance(f"gateway {number}"),
+            )
+            for number in range(scenario.gateways)
+        ]  # fmt: skip
+        self.utility.gateways = [Registration(TENANT, gateway.name, (gateway.key,)) for gateway in self.gateways]
+        self._by_log = {gateway.topics.log: gateway for gateway in self.gateways}
+        self._by_receipt = {gateway.topics.receipt: gateway for gateway in self.gateways}
+
+    def _chance(self, what: str) -> Random:
+        return Random(f"{self._seed}/{what}")  # noqa: S311  a run must repeat itself
+
+    def _violated(self, violation: Violation) -> None:
+        self.trace.event("violation", f"{violation.invariant}: {violation.text}")
+        self.violations.append(violation)
+        self._failed.set()
+
+    # ------------------------------------------------------------ what the broker sees
+
+    def _published(self, client: str, topic: str, payload: bytes) -> None:
+        if topic in self._by_log:
+            self._by_log[topic].watch.sent(payload)
+        elif topic in self._by_receipt:
+            self._by_receipt[topic].watch.receipt(payload, self.utility.durable)
+
+    def _delivered(self, client: str, topic: str, payload: bytes) -> None:
+        if topic in self._by_receipt:
+            self._by_receipt[topic].watch.received(payload)
+
+    # ------------------------------------------------------------ a run
+
+    async def live(self, days: float) -> None:
+        """Let it run: so many days with trouble, then calm, until everything is delivered; then stop and compare."""
+        services = [self.utility.service, *(gateway.service for gateway in self.gateways)]
+        running = [asyncio.get_running_loop().create_task(service.run()) for service in services]
+        trouble = Trouble(str(self._seed), self.gateways, self.utility, self.broker, self.trace)
+        trouble.start(self._scenario.faults.happenings())
+        await self._until(days * DAY_S)
+        await trouble.stop()
+        if not self.violations:
+            self._calm()
+            await self._deliver()
+            await self._stop()
+        if not self.violations:
+            self._compare()
+        for task in running:
+            task.cancel()
+        for service in services:
+            service.kill("the end")
+        await asyncio.gather(*running, return_exceptions=True)
+
+    async def _until(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._failed.wait()
+        except TimeoutError:
+            pass
+
+    def _calm(self) -> None:
+        quiet = self._scenario.model_copy(update={"faults": Faults.none()})
+        for gateway in self.gateways:
+            gateway.set_rates(quiet)
+
+    async def _deliver(self) -> None:
+        """Wait until the head-end holds what was in the logs when the trouble ended."""
+        wanted = {epoch.id: epoch.size for gateway in self.gateways for epoch in gateway.watch.epochs.values()}
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + CALM_MAX_S
+        while any(self.utility.durable.get(epoch, 0) < size for epoch, size in wanted.items()):
+            if loop.time() > until_s:
+                missing = {epoch.hex()[:8]: size - self.utility.durable.get(epoch, 0) for epoch, size in wanted.items()}
+                self._violated(Violation("delivered", f"not delivered after {CALM_MAX_S:.0f} s of calm: {missing}"))
+            await self._until(LOOK_S)
+            if self.violations:
+                return
+
+    async def _stop(self) -> None:
+        for gateway in self.gateways:
+            gateway.stop()
+        try:
+            async with asyncio.timeout(STOP_MAX_S):
+                for gateway in self.gateways:
+                    await gateway.service.idle()
+        except TimeoutError:
+            self._violated(Violation("stopped", "an agent that was told to stop does not"))
+
+    def _compare(self) -> None:
+        for conflict in self.utility.conflicts():
+            self._violated(Violation("refused", f"the head-end has a conflict: {conflict}"))
+        for gateway in self.gateways:
+            for epoch in gateway.watch.epochs.values():
+                gateway.watch.compare(epoch, self.utility.stored(epoch.id))
+
+    def outcome(self, days: float) -> Outcome:
+        """What became of it."""
+        epochs = [epoch for gateway in self.gateways for epoch in gateway.watch.epochs.values()]
+        return Outcome(
+            seed=self._seed,
+            days=days,
+            violations=self.violations,
+            trace=self.trace.digest(),
+            counts=self.trace.counts,
+            readings=sum(gateway.watch.readings for gateway in self.gateways),
+            entries=sum(epoch.size for epoch in epochs),
+            acknowledged=sum(epoch.acknowledged for epoch in epochs),
+            suspects=sum(gateway.watch.suspects for gateway in self.gateways),
+            gateway_hours=len(self.gateways) * asyncio.get_running_loop().time() / 3600,
+            faults=self.trace.faults,
+            recent=list(self.trace.recent),
+        )
+
+    def remove(self) -> None:
+        """Take the disks away."""
+        for disk in [*self.utility.disks, *(disk for gateway in self.gateways for disk in gateway.disks)]:
+            disk.remove()
+
+
+def simulate(seed: int, days: float, scenario: Scenario) -> Outcome:
+    """Run one world from beginning to end.
+
+    Args:
+        seed: Everything that happens follows from it, and from the scenario.
+        days: With trouble; some hours of calm follow.
+        scenario: What there is and what may happen.
+    """
+    worlds: list[World] = []
+
+    async def main() -> Outcome:
+        world = World(seed, scenario)
+        worlds.append(world)
+        await world.live(days)
+        return world.outcome(days)
+
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # faults are what the world is made of: the product's complaints are thousands
+    try:
+        return run(main)
+    finally:
+        logging.disable(before)
+        for world in worlds:
+            world.remove()
+        gc.collect()
