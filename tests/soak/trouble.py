@@ -5,6 +5,7 @@ the head-end is spared kills and stops, so that some of its lives are long enoug
 """
 
 import asyncio
+import itertools
 import random
 from collections import Counter
 from typing import NamedTuple
@@ -15,6 +16,9 @@ ROUND_S = 60.0
 SPARED = (None, "agent", None, "headend")
 CALM_S = 4.0
 """Mean time between two troubles of a target."""
+
+LONG_CUT_EVERY, LONG_CUT_S = 20, (120.0, 240.0)
+"""One cut in so many lasts for minutes: a backlog of several batches, and the longest waits before reconnecting."""
 
 
 class Trouble(NamedTuple):
@@ -29,9 +33,12 @@ class Trouble(NamedTuple):
 def troubles(seed, target):
     """The endless plan of a target: kinds in shuffled bags, so that all come equally often."""
     chance = random.Random(f"{seed}/{target}")
-    while True:
+    for number in itertools.count(1):
         for kind in chance.sample(KINDS[target], k=len(KINDS[target])):
-            yield Trouble(chance.expovariate(1 / CALM_S), kind, _lasts(chance, kind))
+            lasts_s = _lasts(chance, kind)
+            if kind == "cut" and number % LONG_CUT_EVERY == LONG_CUT_EVERY // 2:
+                lasts_s = chance.uniform(*LONG_CUT_S)
+            yield Trouble(chance.expovariate(1 / CALM_S), kind, lasts_s)
 
 
 def _lasts(chance, kind):
