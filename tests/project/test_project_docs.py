@@ -44,7 +44,7 @@ def test_the_readme_runs_as_it_stands(tmp_path):
     assert shell.returncode == 0, out + err
     assert "main" in out
     assert "heatpump" in out
-    assert out.count("verified") >= 2
+    assert out.count("verified") >= 3
     assert "NOT VERIFIED" not in out
     assert "1-0:" in out, "the export shows values"
     assert re.search(r"log\s+\d+ entries, \d+ committed, [1-9]\d* acknowledged", out)
