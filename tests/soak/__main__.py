@@ -31,6 +31,8 @@ CATCH_UP_S = 300.0
 LAST_WORDS = 3
 """A stop waits 2 s for the last receipt; on a busy machine it may need another start and stop."""
 
+FAILURES_SHOWN = 20
+
 
 def duration(text):
     """10m → 600.0."""
@@ -184,7 +186,10 @@ def table(result):
         lines.append(f"  {target:8} " + "  ".join(f"{kind} {count}" for kind, count in sorted(counts.items())))
     skipped = ("ok", "failures", "seed", "for_s", "faults_s", "took_s", "events")
     lines += ["", *(f"  {key:15} {_text(value)}" for key, value in result.items() if key not in skipped), ""]
-    return "\n".join([*lines, *(f"FAILED: {failure}" for failure in result["failures"])] + ["all agree"] * result["ok"])
+    lines += [f"FAILED: {failure}" for failure in result["failures"][:FAILURES_SHOWN]] or ["all agree"]
+    if result["failures"]:
+        lines.append(f'the same faults again: make soak SOAK="--for {result["for_s"]:.0f}s --seed {result["seed"]}"')
+    return "\n".join(lines)
 
 
 def _text(value):
