@@ -1,7 +1,8 @@
-"""The values behind tests/golden/{entry-*,log,tree,checkpoint-*,receipt-*}.json.
+"""The values behind tests/golden/{entry-*,log,tree,checkpoint-*,receipt-*,proof-*}.json.
 
-``python tests/core/golden_core.py`` writes the files. They are what other implementations test against: a change of a
-file is a change of a format and needs a new version in docs/formats.md. The private keys here are for tests alone.
+``python tests/core/golden_core.py`` writes the files that are not there. They are what other implementations test
+against: a change of a file is a change of a format and needs a new version in docs/formats.md. The private keys here
+are for tests alone.
 """
 
 import json
@@ -11,6 +12,7 @@ from typing import Any
 
 from energybid.core import cbor
 from energybid.core.cose import EDDSA, ES256, PrivateKey
+from energybid.core.disclosure import ConsistencyProof, Disclosed, ReadingProof
 from energybid.core.entries import (
     TYPE_OF,
     Clock,
@@ -161,10 +163,40 @@ def _signed() -> dict[str, dict[str, Any]]:
     return files
 
 
+def disclosed(sequence: int) -> Disclosed:
+    """A golden entry with its way to the root of the golden log."""
+    return Disclosed(sequence, CANONICAL[sequence], tuple(inclusion_proof(LEAVES, sequence)))
+
+
+def _proofs() -> dict[str, dict[str, Any]]:
+    """Proof files around the golden messages: gateway and head-end have keys of two kinds."""
+    messages = {name: read(name)["message"] for name in _signed()}
+    names = list(ENTRIES)
+    files = {}
+    for log, headend, reading in (("ed25519", "es256", "reading"), ("es256", "ed25519", "reading-partial")):
+        proof = ReadingProof(
+            messages[f"checkpoint-{log}"],
+            messages[f"receipt-{headend}"],
+            disclosed(names.index("declaration")),
+            disclosed(names.index(reading)),
+        )
+        files[f"proof-reading-{log}"] = {"file": proof.encode(), "key": log, "headend_key": headend, "entry": reading}
+        files[f"proof-reading-without-receipt-{log}"] = {
+            "file": proof._replace(receipt=None).encode(),
+            "key": log,
+            "headend_key": None,
+            "entry": reading,
+        }
+        path = tuple(consistency_proof(LEAVES, FIRST_CHECKPOINT.size))
+        consistency = ConsistencyProof(messages[f"checkpoint-first-{log}"], messages[f"checkpoint-{log}"], path)
+        files[f"proof-consistency-{log}"] = {"file": consistency.encode(), "key": log}
+    return files
+
+
 def files() -> dict[str, Any]:
     """Name → content of every golden file kept here. ES256 signatures differ from call to call."""
     entries = {f"entry-{name}": _entry(n, entry) for n, (name, entry) in enumerate(ENTRIES.items())}
-    return {**entries, "log": _log(), "tree": _tree(), **_signed()}
+    return {**entries, "log": _log(), "tree": _tree(), **_signed(), **_proofs()}
 
 
 def known(name: str) -> Known:
@@ -176,5 +208,7 @@ def known(name: str) -> Known:
 
 if __name__ == "__main__":
     for file, content in files().items():
+        if (FOLDER / f"{file}.json").exists():
+            continue
         text = json.dumps(plain(content), indent=1, ensure_ascii=False)
         (FOLDER / f"{file}.json").write_text(text + "\n", encoding="utf-8")

@@ -25,8 +25,8 @@ from energybid.core.tree import (
     verify_inclusion,
 )
 
-LEAVES_AT_ONCE = 4096
-"""Most entries whose hashes are in memory at once."""
+LEAVES_AT_ONCE = 512
+"""A subtree of so many leaves, or fewer, is made from its leaves; a larger one is looked for in kept frontiers."""
 STRAY_MS = 60_000
 """How far a reading's time may lie outside the times of the checkpoints around it, the clock not stepping twice."""
 

@@ -173,7 +173,7 @@ def verify_consistency(first: int, second: int, proof: Sequence[bytes], first_ro
     if not 0 <= first <= second:
         raise EvidenceError(f"a tree of {first} can not be a prefix of one of {second}")
     if first in {0, second}:
-        if proof or first_root != (EMPTY_ROOT if first == 0 else second_root):
+        if proof or (first == 0 and first_root != EMPTY_ROOT) or (first == second and first_root != second_root):
             raise EvidenceError(f"sizes {first} and {second}: roots differ or the proof is not empty")
         return
     path = [first_root, *proof] if first & (first - 1) == 0 else list(proof)
