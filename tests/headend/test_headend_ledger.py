@@ -339,6 +339,44 @@ def test_an_epoch_begins_with_its_entry(headend: Headend, start: list[Any]) -> N
 # ---------------------------------------------------------------- strangers and garbage
 
 
+def test_an_epoch_must_begin_with_its_epoch_entry_and_hold_no_other(
+    headend: Headend, gateway: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    for start, why in (
+        ([Gap(None, 0, 1, 1, 1)], "does not begin with an epoch entry"),
+        ([Epoch("demo/gw-2", 0, None)], "does not begin with an epoch entry"),
+        ([Epoch("demo/gw-1", 0, None), Epoch("demo/gw-1", 0, None)], "entry 1 of epoch"),
+    ):
+        caplog.clear()
+        headend.ledger._complaints.clear()
+        assert headend.take(Gateway(start=start).message(0)) == []
+        assert why in caplog.text
+    headend.take(gateway.message(0))
+    gateway.append([Epoch("demo/gw-1", 0, None)])
+    assert headend.take(gateway.message(3)) == []
+    assert headend.take(gateway.message(3, peaks=True)) == []
+    assert headend.facts()["entries"] == 3
+
+
+@pytest.mark.parametrize("counter", [0, 1])
+def test_a_checkpoint_whose_counter_does_not_grow_is_kept_as_evidence(
+    headend: Headend, gateway: Gateway, counter: int
+) -> None:
+    headend.take(gateway.message(0))
+    gateway.read()
+    headend.take(gateway.message(3))
+    gateway.log._counter = counter
+    gateway.read()
+    [answer] = headend.take(gateway.message(13))
+    assert answer.size == 13, "not stored"
+    [(kind, detail)] = headend.conflicts()
+    assert (kind, detail) == ("counter", f"checkpoint {counter + 1} comes after checkpoint 2: the counter must grow")
+    gateway.read()
+    gateway.read()
+    assert headend.take(gateway.message(13))[0].size == 43, "a later checkpoint of the same log is good"
+    headend.verified()
+
+
 def test_strangers_are_refused_with_one_line(headend: Headend, caplog: pytest.LogCaptureFixture) -> None:
     for stranger, why in (
         (Gateway("gw-2"), "no such gateway"),
@@ -472,6 +510,8 @@ def test_newer_databases_are_refused(headend: Headend) -> None:
         ("DELETE FROM entry WHERE sequence = 5", "entries 5 to 6 are missing"),
         ("DELETE FROM entry WHERE sequence = 12", "13 entries are claimed"),
         ("UPDATE checkpoint SET message = (SELECT message FROM receipt)", "checkpoint at 13"),
+        ("INSERT INTO checkpoint SELECT epoch, 14, message, peaks, 0 FROM checkpoint", "counter 2 comes after 2"),
+        ("UPDATE entry SET canonical = (SELECT canonical FROM entry LIMIT 1) WHERE sequence = 5", "one epoch entry"),
         ("DELETE FROM checkpoint", "no checkpoint covers"),
         ("UPDATE receipt SET message = zeroblob(10)", "receipt for 13"),
         ("UPDATE receipt SET size = 12", "receipt for 12"),

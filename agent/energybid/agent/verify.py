@@ -9,7 +9,7 @@ from typing import Any
 from energybid.agent.journal import Acknowledged, EpochRow, Journal, Segment, split_hashes
 from energybid.core import cose
 from energybid.core.cose import PublicKey
-from energybid.core.entries import Reading
+from energybid.core.entries import Epoch, Reading
 from energybid.core.errors import EvidenceError, JournalDamagedError
 from energybid.core.evidence import verify_receipt
 from energybid.core.log import Salts
@@ -130,6 +130,7 @@ class _Walk:
         self._epoch = epoch
         self._salts = Salts(epoch.secret)
         self._begun = False
+        self._counter = 0
 
     def step(self, segment: Segment) -> None:
         if not self._begun:  # the beginning may have been pruned; then the first segment carries the frontier
@@ -138,8 +139,13 @@ class _Walk:
             self.frontier = Frontier(segment.first, split_hashes(segment.peaks or b""))
         if segment.first != self.frontier.size:
             raise EvidenceError(f"entries {self.frontier.size} to {segment.first} are missing")
+        if segment.counter <= self._counter:
+            raise EvidenceError(f"checkpoint at {segment.end}: counter {segment.counter} comes after {self._counter}")
+        self._counter = segment.counter
         previous_root = self.frontier.root()
         for entry in segment.entries():
+            if isinstance(entry, Epoch) != (self.frontier.size == 0):
+                raise EvidenceError(f"entry {self.frontier.size}: an epoch has one epoch entry, its first")
             self.frontier.append(leaf_hash(self._salts.canonical(self.frontier.size, entry)))
             self.readings += isinstance(entry, Reading)
             self._report.counts["readings"] += isinstance(entry, Reading)

@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from energybid.core import cose
 from energybid.core.cose import PublicKey, Signer
 from energybid.core.entries import Entry, Epoch, Reading
 from energybid.core.errors import EvidenceError
-from energybid.core.evidence import Receipt, sign_receipt
+from energybid.core.evidence import Receipt, parse_checkpoint, sign_receipt
 from energybid.core.ports import Message
 from energybid.core.tree import EMPTY_ROOT, Frontier
 from energybid.headend.store import EpochRow, ReceiptRow, Store
@@ -166,6 +167,7 @@ class Ledger:
         batch = decode_batch(message.payload)
         if batch.kid not in gateway.keys:
             raise RefusedBatchError(f"signed by key {batch.kid.hex()}, which is not registered for it")
+        _one_epoch_entry(gateway, batch)
         self._batch(gateway, batch, message.payload)
         return gateway, batch.epoch
 
@@ -179,11 +181,10 @@ class Ledger:
 
     def _begin(self, gateway: Gateway, batch: Batch, frame: bytes) -> EpochRow:
         """The first batch of an epoch."""
-        first = batch.entries[0]
-        if not isinstance(first, Epoch) or first.origin != gateway.origin:
-            raise RefusedBatchError(f"epoch {batch.epoch.hex()} does not begin with an epoch entry of this gateway")
         replayed = self._replay(gateway, batch, Frontier())
-        self._succeeds(gateway, first, batch, frame)
+        first = batch.entries[0]
+        if isinstance(first, Epoch):  # _one_epoch_entry has seen to it
+            self._succeeds(gateway, first, batch, frame)
         row = self._store.add_epoch(gateway.number, batch.epoch, self._now_ms())
         logger.info("%s: begins epoch %s", gateway.origin, batch.epoch.hex())
         return self._append(row, batch, replayed)
@@ -202,7 +203,15 @@ class Ledger:
             if ours != theirs:
                 self._conflict(gateway, batch, frame, "entries", f"two different entries {sequence} are signed")
                 return row
-        return self._append(row, batch, replayed) if batch.end > row.size else row
+        if batch.end <= row.size:
+            return row
+        last = self._store.checkpoint(row, row.size)
+        counter = parse_checkpoint(cose.peek(last)[1]).counter if last else 0
+        if batch.counter <= counter:
+            detail = f"checkpoint {batch.counter} comes after checkpoint {counter}: the counter must grow"
+            self._conflict(gateway, batch, frame, "counter", detail)
+            return row
+        return self._append(row, batch, replayed)
 
     def _beyond(self, gateway: Gateway, batch: Batch, frame: bytes) -> None:
         """A batch that begins beyond the prefix waits, if it can be verified at all."""
@@ -314,6 +323,16 @@ class Ledger:
 
     def _now_ms(self) -> int:
         return self._now_ns() // NS_PER_MS
+
+
+def _one_epoch_entry(gateway: Gateway, batch: Batch) -> None:
+    """Entry 0 of an epoch is its Epoch entry, with the gateway's origin, and no other is one (docs/formats.md §3.0)."""
+    for sequence, entry in enumerate(batch.entries, batch.first):
+        if isinstance(entry, Epoch) and sequence:
+            raise RefusedBatchError(f"entry {sequence} of epoch {batch.epoch.hex()} begins an epoch again")
+    first = batch.entries[0]
+    if batch.first == 0 and not (isinstance(first, Epoch) and first.origin == gateway.origin):
+        raise RefusedBatchError(f"epoch {batch.epoch.hex()} does not begin with an epoch entry of this gateway")
 
 
 def count_readings(entries: Iterable[Entry]) -> int:

@@ -10,7 +10,7 @@ import apsw
 
 from energybid.core import cose
 from energybid.core.cose import PublicKey
-from energybid.core.entries import Reading
+from energybid.core.entries import Entry, Epoch, Reading
 from energybid.core.errors import EvidenceError, JournalError
 from energybid.core.evidence import parse_checkpoint, verify_receipt
 from energybid.core.log import parse_entry
@@ -98,11 +98,12 @@ class _Verification:
         name = f"{origin} epoch {row.epoch.hex()}"
         signed = dict(self._store.checkpoints(row))
         receipts = {receipt.size: receipt.message for receipt in self._store.receipts(row)}
-        roots, readings, frontier = self._rebuild(name, row, signed.keys() | receipts.keys())
+        roots, readings, frontier = self._rebuild(name, origin, row, signed.keys() | receipts.keys())
         for size, message in signed.items():
             self._checked(f"{name}: checkpoint at {size}", self._checkpoint, origin, row, message, roots.get(size))
         for size, message in receipts.items():
             self._checked(f"{name}: receipt for {size}", self._receipt, origin, row, message, roots.get(size))
+        self._checked(name, _counters_grow, signed)
         if (row.size, row.peaks) != (frontier.size, frontier.peaks):
             self._fault(f"{name}: {row.size} entries are claimed; {frontier.size} lead to another tree")
         if row.size and row.size not in signed:
@@ -116,7 +117,9 @@ class _Verification:
             "root": frontier.root().hex(),
         }
 
-    def _rebuild(self, name: str, row: EpochRow, sizes: set[int]) -> tuple[dict[int, bytes], int, Frontier]:
+    def _rebuild(
+        self, name: str, origin: str, row: EpochRow, sizes: set[int]
+    ) -> tuple[dict[int, bytes], int, Frontier]:
         """(root at each of ``sizes``, number of readings, the whole tree), up to the first gap."""
         roots: dict[int, bytes] = {}
         frontier, readings = Frontier(), 0
@@ -125,7 +128,9 @@ class _Verification:
                 self._fault(f"{name}: entries {frontier.size} to {sequence} are missing")
                 break
             try:
-                readings += isinstance(parse_entry(raw), Reading)
+                entry = parse_entry(raw)
+                readings += isinstance(entry, Reading)
+                _check_opening(entry, sequence, origin)
             except EvidenceError as error:
                 self._fault(f"{name}: entry {sequence}: {error}")
             frontier.append(leaf_hash(raw))
@@ -148,3 +153,21 @@ class _Verification:
         receipt = verify_receipt(message, self._key(None, message))
         if (receipt.origin, receipt.epoch, receipt.root) != (origin, row.epoch, root):
             raise EvidenceError("does not sign the stored entries")
+
+
+def _check_opening(entry: Entry, sequence: int, origin: str) -> None:
+    """Entry 0, and no other, is an Epoch entry, with the gateway's origin (docs/formats.md §3.0, §3.7)."""
+    if isinstance(entry, Epoch) != (sequence == 0):
+        raise EvidenceError("an epoch has one epoch entry, its first")
+    if isinstance(entry, Epoch) and entry.origin != origin:
+        raise EvidenceError(f"begins an epoch of {entry.origin}")
+
+
+def _counters_grow(signed: dict[int, bytes]) -> None:
+    """The checkpoints' counters grow with their sizes (docs/formats.md §5.3)."""
+    before = 0
+    for size, message in signed.items():
+        counter = parse_checkpoint(cose.peek(message)[1]).counter
+        if counter <= before:
+            raise EvidenceError(f"checkpoint at {size}: counter {counter} comes after {before}")
+        before = counter
