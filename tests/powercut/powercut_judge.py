@@ -76,11 +76,11 @@ class Campaign:
             yield number, history
             random = Random(f"{self.seed} {number} survives")
             operation = random.randint(len(history.operations) * 9 // 10, len(history.operations))
-            image = next(image for cut, image, _ in self._images(number, history, operation) if cut.way >= 0)
+            image = next(image for cut, image, _ in self.cuts(number, history, operation) if cut.way >= 0)
             if any(self._spoil.values()):
                 return  # what follows from a spoilt journal tells nothing
 
-    def _images(self, life, history, only=None):
+    def cuts(self, life, history, only=None):
         """(cut, image, newest state that had returned) for every operation, or for one."""
         disk = Disk(history.image)
         returned = 0
@@ -102,7 +102,7 @@ class Campaign:
         faults: list[tuple[Cut, str]] = []
         for life, history in self.lives():
             places = set()
-            for cut, image, returned in self._images(life, history):
+            for cut, image, returned in self.cuts(life, history):
                 if chosen.random() >= share:
                     continue
                 name = _name(image, returned)
@@ -122,7 +122,7 @@ class Campaign:
         """(entries lost, fault) of one cut, and its image."""
         for life, history in self.lives():
             if life == cut.life:
-                for found, image, returned in self._images(life, history, cut.operation):
+                for found, image, returned in self.cuts(life, history, cut.operation):
                     if found == cut:
                         return *self.judge(cut, image, history, returned), image
         raise ValueError(f"there is no cut {cut}")
@@ -168,19 +168,18 @@ class Campaign:
     def _go_on(self, life, random):
         if life.log is None:
             life.begin_epoch()
-        count = life.log.size + life.commit(1)
+        life.commit(1)
+        head = life.journal.head
         if random.randrange(REOPEN_EVERY) == 0:
             ((sound,),) = life.journal._database.execute("PRAGMA integrity_check")
             if sound != "ok":
                 return f"integrity_check: {sound}"
-            counter = life.journal.head.counter
             life.journal.close()
             life.open()
             life.journal.check()
-            if life.journal.head.counter != counter:
-                return "the counter is not what was committed after the cut"
-        size = life.journal.head.frontier.size
-        return "" if size == life.log.size >= count - 1 else f"ends at {size} after a commit up to {count}"
+        stored = life.journal.last_of(head.epoch)[1:], life.journal.head.counter
+        expected = (head.frontier.size, head.frontier.root()), head.counter
+        return "" if stored == expected else f"holds {stored} after a commit up to {expected}"
 
 
 def _name(image, returned):
