@@ -13,6 +13,7 @@ import logging
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from energybid.agent.judgement import Judge
 from energybid.agent.recorder import Recorder
 from energybid.core.entries import Declaration, Gap, GapReason
 from energybid.core.errors import BusDownError, GarbledError, MeterError, NoReplyError, RefusedError
@@ -24,7 +25,7 @@ NS = 1_000_000_000
 DEAD_AFTER = 2
 """Failed polls in a row, all tries used, after which a meter counts as dead."""
 BACKOFF_MAX_S = 300.0
-LOOK_AGAIN_S = 1.0
+LOOK_AGAIN_S = 5.0
 """Longest sleep before the wall clock is looked at again: it may have stepped."""
 
 _REASONS: dict[type[MeterError], int] = {
@@ -57,6 +58,8 @@ class Meter:
     error: str = ""
     last: dict[int, Sample] = field(default_factory=dict)
     """Newest sample by group."""
+    judges: list[Judge] = field(default_factory=list)
+    """One for each group."""
     polls: int = 0
     failures: int = 0
     """In a row."""
@@ -110,7 +113,9 @@ class BusPoller:
     def __init__(self, platform: Platform, recorder: Recorder, driver: Driver, plan: BusPlan) -> None:
         """Poll ``plan`` through ``driver`` into ``recorder``."""
         self.name = plan.name
-        self.meters = [Meter(plan=meter, bus=plan.name) for meter in plan.meters]
+        self.meters = [
+            Meter(plan=meter, bus=plan.name, judges=[Judge(group) for group in meter.groups]) for meter in plan.meters
+        ]
         self.overruns = 0
         """Polls that fell out because the bus was still busy when they were due."""
         self._platform = platform
@@ -217,6 +222,7 @@ class BusPoller:
             self._recovered(meter, sample.time_ms)
         meter.state = MeterState.OK if sample.status is None else MeterState.PARTIAL
         meter.polls += 1
+        sample = meter.judges[job.group](sample)
         meter.last[job.group] = sample
         self._recorder.reading(meter.declaration, job.group, sample)
 

@@ -1,0 +1,44 @@
+"""A cumulative register that goes back is marked, once, whatever is missing around it."""
+
+from gateways import VOLTAGE
+
+from energybid.agent.judgement import Judge
+from energybid.core.ports import PollGroup, Sample
+from energybid.core.quantities import Obis, Quantity, Status
+
+ENERGY = Quantity(obis=Obis.parse("1-0:1.8.0"), unit="Wh", exponent=1, cumulative=True)
+GROUP = PollGroup(interval_s=60.0, quantities=(VOLTAGE, ENERGY, ENERGY))
+
+
+def judged(*readings):
+    judge = Judge(GROUP)
+    return [judge(Sample(0, 0, 0, values, status)).status for values, status in readings]
+
+
+def test_what_grows_or_stays_is_left_alone_and_other_quantities_may_fall():
+    assert judged(((9, 5, 5), None), ((1, 5, 6), None), ((0, 7, 7), None)) == [None] * 3
+
+
+def test_a_fall_is_marked_once():
+    found = judged(((9, 5, 5), None), ((9, 4, 6), None), ((9, 4, 7), None))
+    assert found == [None, (Status.OK, Status.SUSPECT, Status.OK), None]
+
+
+def test_a_missing_number_does_not_hide_the_fall_behind_it():
+    missing = (Status.OK, Status.NO_REPLY, Status.OK)
+    found = judged(((9, 5, 5), None), ((9, None, 5), missing), ((9, 4, 3), None))
+    assert found == [None, missing, (Status.OK, Status.SUSPECT, Status.SUSPECT)]
+
+
+def test_the_first_number_may_be_missing():
+    missing = (Status.OK, Status.NO_REPLY, Status.OK)
+    assert judged(((9, None, 5), missing), ((9, 4, 5), None), ((9, 3, 5), None)) == [
+        missing,
+        None,
+        (Status.OK, Status.SUSPECT, Status.OK),
+    ]
+
+
+def test_a_meter_without_counters_is_never_marked():
+    judge = Judge(PollGroup(interval_s=1.0, quantities=(VOLTAGE,)))
+    assert [judge(Sample(0, 0, 0, (value,), None)).status for value in (3, 2, 1)] == [None] * 3
