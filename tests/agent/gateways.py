@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import apsw
-from energybid.agent.recorder import Recorder, open_recorder
+from energybid.agent.opening import open_recorder
+from energybid.agent.recorder import Recorder
 from energybid.core.cose import PrivateKey
 from energybid.core.ports import BusPlan, MeterPlan, Platform, PollGroup, Sample, TcpEndpoint
 from energybid.core.quantities import Obis, Quantity

@@ -13,11 +13,12 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
+from energybid.agent.budget import DEFAULT, LEAST
 from energybid.agent.plan import AgentPlan, JournalPlan, StatusPlan, UplinkPlan
 from energybid.core.cose import PrivateKey, PublicKey
 from energybid.core.errors import ConfigurationError
 from energybid.core.ports import BusPlan, Endpoint, MeterPlan, SerialEndpoint, TcpEndpoint, Will
-from energybid.core.settings import Duration, Settings, parse_toml
+from energybid.core.settings import Duration, Settings, Size, parse_toml
 from energybid.drivers.profile import LoadedProfile, compile_profile, load_profile
 from energybid.sync.settings import UplinkModel
 from energybid.sync.topics import topics_for
@@ -56,7 +57,12 @@ class JournalModel(Settings):
     commit_interval: Duration = Field(5.0, ge=0, le=3600)
     """Readings are committed so often; a power cut costs at most what was read since. "0 s" commits every cycle."""
     keep: Duration = Field(7 * 86400.0, ge=0)
-    """Acknowledged history that stays on the gateway at least."""
+    """Acknowledged history that stays on the gateway at least. More stays while the budget allows."""
+    keep_least: Duration = Field(86400.0, ge=0)
+    """When the budget runs low, acknowledged history shrinks down to this (or to `keep`, if that is less)."""
+    budget: Size = Field(DEFAULT, ge=LEAST)
+    """Most that the journal takes on the disk, write-ahead log and ballast included. What is given up when it runs
+    low, and in which order: docs/recovery.md."""
 
 
 class AgentUplinkModel(UplinkModel):
@@ -241,6 +247,8 @@ class _Planner:
                 path=str(self._base / file.journal.path),
                 commit_interval_s=file.journal.commit_interval,
                 keep_s=file.journal.keep,
+                keep_least_s=file.journal.keep_least,
+                budget=file.journal.budget,
             ),
             uplink=uplink,
             status=StatusPlan(

@@ -14,6 +14,7 @@ apart by what is to be done: a ``JournalDamagedError`` where the file holds some
 
 from __future__ import annotations
 
+import itertools
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -266,6 +267,31 @@ class Journal:
         ):
             return epoch.id, key & SEQUENCE_MAX, cbor.decode(seal)[0]
         return epoch.id, 0, EMPTY_ROOT
+
+    def undelivered(self) -> list[tuple[EpochRow, int, int]]:
+        """(epoch, first, end) of what epochs before the newest hold without a receipt, oldest first.
+
+        An epoch whose successor says that it was rolled back holds nothing that anybody should get.
+        """
+        epochs, mark = self.epochs(), self.acknowledged()
+        found: list[tuple[EpochRow, int, int]] = []
+        for epoch, following in itertools.pairwise(epochs):
+            succession = self.succession(following.number)
+            if (mark and epoch.number < mark.epoch) or (succession and succession.kind == ROLLED_BACK):
+                continue
+            first = mark.size if mark and mark.epoch == epoch.number else 0
+            end = self.last_of(epoch)[1]
+            if end > first and epoch.origin == epochs[-1].origin:
+                found.append((epoch, first, end))
+        return found
+
+    def previous_of(self, epoch: EpochRow) -> tuple[bytes, int, bytes] | None:
+        """(id, size, root) of the epoch before, as an Epoch entry names it; None for the first."""
+        succession = self.succession(epoch.number)
+        if succession:
+            return succession.previous
+        before = [row for row in self.epochs() if row.number < epoch.number]
+        return self.last_of(before[-1]) if before else None
 
     def acknowledged(self) -> Acknowledged | None:
         """The last receipt that was accepted."""

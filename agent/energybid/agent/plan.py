@@ -17,7 +17,11 @@ class JournalPlan:
     commit_interval_s: float
     """A power cut loses at most what was read in this time; 0 commits after every poll cycle."""
     keep_s: float
-    """Acknowledged history that stays on the gateway at least."""
+    """Acknowledged history that stays on the gateway at least, while there is anything else to give up."""
+    keep_least_s: float = 86400.0
+    """Acknowledged history that stays in any case."""
+    budget: int = 2 << 30
+    """Bytes on the disk, at most: database, write-ahead log and ballast."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

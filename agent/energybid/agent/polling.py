@@ -134,7 +134,7 @@ class BusPoller:
     def declare(self) -> None:
         """Append the declarations of this bus's meters."""
         for meter in self.meters:
-            meter.declaration = self._recorder.append(declare(meter.plan))
+            meter.declaration = self._recorder.declare(declare(meter.plan))
 
     async def run(self) -> None:
         """Poll until cancelled."""
@@ -246,7 +246,7 @@ class BusPoller:
         meter.error = ""
 
     def _gap(self, meter: Meter, to_ms: int) -> None:
-        self._recorder.append(Gap(meter.declaration, meter.gap_from_ms, to_ms, meter.gap_reason, meter.missed))
+        self._recorder.gap(Gap(meter.declaration, meter.gap_from_ms, to_ms, meter.gap_reason, meter.missed))
         meter.missed = 0
 
     def _close_gaps(self) -> None:

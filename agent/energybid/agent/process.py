@@ -13,21 +13,23 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-from energybid.agent import system
+from energybid.agent import quarantine, system
 from energybid.agent.logs import configure_logs
+from energybid.agent.opening import open_recorder
 from energybid.agent.polling import BusPoller
-from energybid.agent.recorder import Recorder, open_recorder
 from energybid.agent.status import agent_status, write_status
 from energybid.agent.upload import Uploader, weightiest
 from energybid.core import exit_codes
 from energybid.core.cose import PrivateKey, PublicKey
-from energybid.core.errors import EnergybidError, EvidenceError, JournalError, RollbackError
+from energybid.core.errors import EnergybidError, EvidenceError, JournalDamagedError, JournalError, RollbackError
 from energybid.sync.topics import topics_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from energybid.agent.plan import AgentPlan
+    from energybid.agent.recorder import Recorder
+    from energybid.core.entries import Gap
     from energybid.core.ports import BusPlan, Driver, Platform
 
 logger = logging.getLogger("energybid.agent")
@@ -48,6 +50,8 @@ class Agent:
 
     def __init__(self, platform: Platform, plan: AgentPlan, recorder: Recorder) -> None:
         """Put the parts together; nothing runs yet."""
+        self.lost: Gap | None = None
+        """What was read and lost when the journal turned out to be damaged."""
         self._platform = platform
         self._plan = plan
         self._recorder = recorder
@@ -58,19 +62,26 @@ class Agent:
             key = PublicKey.from_pem(plan.headend_key)
             self._uploader = Uploader(platform, recorder, plan.uplink, topics, key)
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def run(self, stop: asyncio.Event, lost: Gap | None = None) -> None:
         """Run until ``stop`` is set; then commit, send the last batch, and end.
 
+        Args:
+            stop: Set from outside.
+            lost: What a damaged journal before this one has cost.
+
         Raises:
-            JournalError: The disk refused a commit.
+            JournalDamagedError: It is to be quarantined, and the agent run anew.
+            JournalError: The journal is locked, or took nothing more before the end.
             RollbackError: The head-end holds another log.
         """
         recorder = self._recorder
-        recorder.started(self._plan.version, self._plan.configuration_hash)
-        for poller in self._pollers:
-            poller.declare()
-        await recorder.commit()
         try:
+            recorder.started(self._plan.version, self._plan.configuration_hash)
+            for poller in self._pollers:
+                poller.declare()
+            if lost:
+                recorder.append(lost)
+            await recorder.commit()
             async with asyncio.TaskGroup() as tasks:
                 polls = [tasks.create_task(poller.run()) for poller in self._pollers]
                 others = [tasks.create_task(recorder.run()), tasks.create_task(self._watchdog())]
@@ -84,10 +95,15 @@ class Agent:
                 await _cancel(polls)
                 await self._flush()
                 await _cancel(others)
+        except JournalDamagedError:
+            self.lost = recorder.discard()
+            raise
         except BaseExceptionGroup as group:
             error = weightiest(group)
             if isinstance(error, RollbackError):
                 recorder.abandon()
+            elif isinstance(error, JournalDamagedError):
+                self.lost = recorder.discard()
             raise error from group
         finally:
             await recorder.close()
@@ -121,23 +137,40 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 
 
 async def run_agent(platform: Platform, plan: AgentPlan, stop: asyncio.Event) -> None:
-    """Open the journal and run the agent until ``stop``."""
-    recorder = await open_recorder(
+    """Open the journal and run the agent until ``stop``; where the journal is damaged, quarantine it and begin anew."""
+    lost: Gap | None = None
+    while True:
+        recorder = await _open(platform, plan)
+        logger.info(
+            "%s: journal %s holds %d entries, %d acknowledged",
+            plan.origin,
+            plan.journal.path,
+            recorder.size,
+            recorder.acknowledged_size,
+        )
+        agent = Agent(platform, plan, recorder)
+        try:
+            await agent.run(stop, lost)
+        except JournalDamagedError as error:
+            lost = agent.lost
+            key = PublicKey.from_pem(plan.headend_key) if plan.headend_key else None
+            await platform.offload(quarantine.replace, platform, plan.journal.path, plan.origin, error, key)
+        else:
+            return
+
+
+async def _open(platform: Platform, plan: AgentPlan) -> Recorder:
+    return await open_recorder(
         platform,
         plan.journal.path,
         plan.origin,
         PrivateKey.from_pem(plan.log_key),
         commit_interval_s=plan.journal.commit_interval_s,
         keep_s=plan.journal.keep_s,
+        keep_least_s=plan.journal.keep_least_s,
+        budget=plan.journal.budget,
+        headend_key=PublicKey.from_pem(plan.headend_key) if plan.headend_key else None,
     )
-    logger.info(
-        "%s: journal %s holds %d entries, %d acknowledged",
-        plan.origin,
-        plan.journal.path,
-        recorder.size,
-        recorder.acknowledged_size,
-    )
-    await Agent(platform, plan, recorder).run(stop)
 
 
 def main() -> int:

@@ -1,24 +1,27 @@
 """Recorder: the one owner of log and journal in the running agent.
 
 Everything that is to be evidence is appended here, on the loop, and committed together every commit interval. What is
-appended is bounded: who appends readings awaits ``room``, so a disk that stalls slows the polling down instead of
-filling the memory.
+appended is bounded: who appends readings awaits ``room``, so a slow disk slows the polling down instead of filling the
+memory. A disk that refuses (full, read-only, failing) does not: what is sealed is kept and tried again, readings are
+kept up to ``STALL_MAX`` and counted beyond, and polling goes on, so that all is well again by itself.
 """
 
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from typing import TYPE_CHECKING
 
-from energybid.agent.journal import Acknowledged, Commit, EpochRow, Journal
+from energybid.agent.journal import Acknowledged, Commit, Contradiction, EpochRow, Journal
+from energybid.agent.space import Limits, Space
 from energybid.core.cose import Signer
-from energybid.core.entries import Clock, Declaration, Entry, Epoch, Known, Reading, Start
+from energybid.core.entries import Clock, Declaration, Entry, Epoch, Gap, GapReason, Known, Reading, Start
+from energybid.core.errors import JournalStalledError
 from energybid.core.log import Log
 from energybid.core.ports import Platform, Sample
-from energybid.core.salt import SECRET_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 logger = logging.getLogger("energybid.agent")
 
@@ -27,9 +30,13 @@ SEGMENT_WEIGHT = 20_000
 number takes, so that a segment always fits one frame of 256 KiB."""
 PENDING_MAX = 16 * SEGMENT_WEIGHT
 """Numbers that may wait for the disk; then appending readings waits."""
+STALL_MAX = PENDING_MAX // 2
+"""Numbers kept in memory while the disk refuses; then readings are left out and counted."""
+CYCLE_MAX_S = 60.0
+"""With commit interval 0 the budget is looked after at least so often."""
+RETRY_MIN_S, RETRY_MAX_S = 1.0, 60.0
 STEP_MS = 1000
 """The wall clock stepped when it moved so much against the monotonic clock between two readings."""
-PRUNE_EVERY_S = 600
 
 
 def _milliseconds(seconds: float) -> int:
@@ -47,9 +54,9 @@ class Recorder:
     """Appends, commits, and tells who waits for commits."""
 
     def __init__(
-        self, platform: Platform, journal: Journal, signer: Signer, *, commit_interval_s: float, keep_s: float
+        self, platform: Platform, journal: Journal, signer: Signer, *, commit_interval_s: float, limits: Limits
     ) -> None:
-        """Take over an open journal that has an epoch (see ``open_recorder``)."""
+        """Take over an open journal that has an epoch (see ``opening.open_recorder``)."""
         head = journal.head
         if head is None:
             raise ValueError("the journal has no epoch")
@@ -58,11 +65,12 @@ class Recorder:
         self.readings = 0
         self.values = 0
         self.version = ""
-        before = [epoch for epoch in journal.epochs() if epoch.number < head.epoch.number]
-        self._previous = journal.last_of(before[-1]) if before else None
+        self.space = Space(journal, platform.disk, limits)
+        self.stalled = ""
+        """Why the disk takes no commits now; empty while it does."""
+        self._previous = journal.previous_of(head.epoch)
         self._platform = platform
         self._interval_s = commit_interval_s
-        self._keep_s = keep_s
         self._log = Log(
             origin=head.epoch.origin,
             epoch=head.epoch.id,
@@ -72,11 +80,17 @@ class Recorder:
             counter=head.counter,
         )
         self._pending: list[Known] = []
-        self._sealed: list[Commit] = []
+        self._sealed: deque[Commit] = deque()
+        self._writing = asyncio.Lock()
+        self._under_way: Awaitable[None] | None = None
+        """The commit of ``_sealed[0]``, begun and not known to have ended."""
+        self._retry_s = RETRY_MIN_S
         self._weight = 0
         """Of ``_pending``."""
         self._waiting = 0
-        """Weight of everything that is not on the disk."""
+        """Weight of everything that is sealed and not on the disk."""
+        self._sparing = False
+        """Readings are logged in part: the budget is tight, or the disk refuses and the memory is full."""
         self._before = self._log.peaks
         self.on_commit: list[Callable[[], None]] = []
         """Called after every commit."""
@@ -113,6 +127,19 @@ class Recorder:
             self._wake.set()
         return sequence
 
+    def declare(self, declaration: Declaration) -> int:
+        """Append a meter's declaration; returns its sequence."""
+        sequence = self.append(declaration)
+        self.space.declare(sequence, (tuple(q[3] for q in quantities) for _, quantities in declaration.groups))
+        return sequence
+
+    def gap(self, gap: Gap) -> None:
+        """Append a gap, or add it to what is left out where there is no room for it either."""
+        if self._overfull() or self.space.sealed:
+            self.space.omit(GapReason.NO_SPACE, gap.to_ms, asyncio.get_running_loop().time(), gap.missed)
+        else:
+            self.append(gap)
+
     def started(self, version: str, configuration: bytes) -> None:
         """Append what opens a run: the epoch's own entry where it is new, and the start."""
         self.version = version
@@ -125,7 +152,12 @@ class Recorder:
         self._start = self.append(Start(self._platform.boot_id, now_ms, mono_ms, self._clock, version, configuration))
 
     def reading(self, declaration: int, group: int, sample: Sample) -> None:
-        """Append a reading; await ``room`` before."""
+        """Append a reading, or what of it there is room for; await ``room`` before."""
+        if self._sparing:
+            spared = self._spare(declaration, group, sample)
+            if spared is None:
+                return
+            sample = spared
         clock = int(self._platform.clock_state())
         offset_ms = sample.time_ms - sample.mono_ms
         if self._offset_ms is None or abs(offset_ms - self._offset_ms) >= STEP_MS or clock != self._clock:
@@ -147,6 +179,17 @@ class Recorder:
         self.readings += 1
         self.values += len(sample.values)
 
+    def _spare(self, declaration: int, group: int, sample: Sample) -> Sample | None:
+        now_s = asyncio.get_running_loop().time()
+        if self._overfull():
+            self.space.omit(GapReason.NO_SPACE, sample.time_ms, now_s)
+            return None
+        return self.space.spare(declaration, group, sample, now_s) if self.space.tight else sample
+
+    def _overfull(self) -> bool:
+        """The disk refuses, and as much as may be is kept in memory."""
+        return bool(self.stalled) and self._waiting + self._weight >= STALL_MAX
+
     def _clock_changed(self, sample: Sample, clock: int) -> None:
         before_ms = sample.time_ms if self._offset_ms is None else sample.mono_ms + self._offset_ms
         if abs(sample.time_ms - before_ms) >= STEP_MS:
@@ -166,22 +209,53 @@ class Recorder:
             self._wake.set()
 
     async def commit(self) -> None:
-        """Commit all that is pending.
+        """Commit all that is pending; when the disk refuses, it is kept for later (see ``stalled``).
 
         Raises:
-            JournalError: The disk refused; the agent must stop.
+            JournalError: The journal is damaged, or locked; the agent must stop.
         """
         self._wake.clear()
-        self._seal()
-        sealed, self._sealed = self._sealed, []
-        for commit in sealed:
-            # Shielded: a commit that has begun ends, also when the agent is told to stop meanwhile.
-            await asyncio.shield(asyncio.ensure_future(self._platform.offload(self.journal.commit, commit)))
-            self._waiting -= sum(map(weight, commit.entries))
-            for listener in self.on_commit:
-                listener()
+        if not self.stalled or self._weight >= SEGMENT_WEIGHT:
+            self._seal()  # while the disk refuses, few large segments
+        async with self._writing:
+            while self._sealed and await self._write(self._sealed[0]):
+                pass
         if self._waiting < PENDING_MAX:
             self._room.set()
+
+    async def _write(self, commit: Commit) -> bool:
+        """Store the oldest sealed commit; False when the disk refuses."""
+        # Shielded: a commit that has begun ends, also when the agent is told to stop meanwhile; the next call finds it.
+        if self._under_way is None:
+            self._under_way = asyncio.ensure_future(self._platform.offload(self.journal.commit, commit))
+        try:
+            await asyncio.shield(self._under_way)
+        except JournalStalledError as error:
+            self._under_way = None
+            return await self._refused(error)
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            self._under_way = None
+            raise
+        self._under_way = None
+        self._sealed.popleft()
+        self._waiting -= sum(map(weight, commit.entries))
+        if self.stalled:
+            logger.warning("the disk takes commits again")
+            self.stalled, self._retry_s = "", RETRY_MIN_S
+        for listener in self.on_commit:
+            listener()
+        return True
+
+    async def _refused(self, error: JournalStalledError) -> bool:
+        """The disk refuses a commit; True when giving up the ballast may have helped."""
+        if not self.stalled:
+            logger.error("%s: readings are kept in memory, then counted, until the disk takes them", error)
+        self.stalled = str(error)
+        self._sparing = True
+        self._room.set()
+        return await self._platform.offload(self.space.drop_ballast)
 
     def _seal(self) -> None:
         """Sign what is pending: from here on it is one segment."""
@@ -200,31 +274,80 @@ class Recorder:
     def abandon(self) -> None:
         """Sign nothing more: what is pending is dropped."""
         self._pending, self._weight = [], 0
+        self.space.forget()
+
+    async def contradicted(self, detail: str, receipt: bytes) -> None:
+        """Keep the receipt that shows this journal to be rolled back or copied: no later run signs in this epoch."""
+        await self._platform.offload(self.journal.contradict, Contradiction(detail, receipt))
 
     async def close(self) -> None:
-        """Commit what is left, with the acknowledged mark, and close the journal."""
-        await self.commit()
-        if self._acknowledge:
-            await self._platform.offload(self.journal.acknowledge, self._acknowledge)
-        await self._platform.offload(self.journal.close)
+        """Commit what is left, with the acknowledged mark, and close the journal.
+
+        Raises:
+            JournalStalledError: The disk refuses to the end; what was not stored is lost, and was never sent.
+        """
+        try:
+            self._tell_omitted(everything=True)
+            await self.commit()
+            if self._acknowledge and not self.stalled:
+                await self._platform.offload(self.journal.acknowledge, self._acknowledge)
+            if self._sealed:
+                raise JournalStalledError(
+                    f"{self.stalled}: {self.size - self.committed} entries that were not stored are lost"
+                )
+        finally:
+            await self._platform.offload(self.journal.close)
+
+    def discard(self) -> Gap | None:
+        """Store nothing more, for the journal is damaged; returns the gap that this leaves for the next one."""
+        entries = [entry for commit in self._sealed for entry in commit.entries] + self._pending
+        lost = [entry.time_ms for entry in entries if isinstance(entry, Reading)]
+        self.abandon()
+        self._sealed.clear()
+        self._acknowledge = None
+        return Gap(None, lost[0], lost[-1], GapReason.DAMAGED, len(lost)) if lost else None
 
     async def run(self) -> None:
-        """Commit every interval, or earlier when much is pending; prune from time to time. Ends by cancellation."""
-        loop = asyncio.get_running_loop()
-        prune_at = loop.time()
+        """Commit every interval, or earlier when much is pending; keep to the budget. Ends by cancellation.
+
+        Raises:
+            JournalError: The journal is damaged, or locked; the agent must stop.
+        """
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._interval_s or None):
+                async with asyncio.timeout(self._pause_s()):
                     await self._wake.wait()
             await self.commit()
-            if loop.time() >= prune_at:
-                prune_at = loop.time() + PRUNE_EVERY_S
-                await self._prune()
+            await self._keep_room()
 
-    async def _prune(self) -> None:
-        before_ms = self._platform.now_ns() // 1_000_000 - _milliseconds(self._keep_s)
-        while await self._platform.offload(self.journal.prune, before_ms):
-            pass
+    def _pause_s(self) -> float | None:
+        if not self.stalled:
+            return self._interval_s or CYCLE_MAX_S
+        pause_s, self._retry_s = self._retry_s, min(2 * self._retry_s, RETRY_MAX_S)
+        self._wake.clear()
+        return pause_s
+
+    async def _keep_room(self) -> None:
+        """Measure when it is time; append the gaps that are due."""
+        now_s = asyncio.get_running_loop().time()
+        space = self.space
+        if not self.stalled and space.due(now_s):
+            try:
+                before = await self._platform.offload(space.measure, now_s, self._platform.now_ns() // 1_000_000)
+            except JournalStalledError as error:
+                await self._refused(error)
+                return
+            if before is not None:
+                logger.warning("journal: %s instead of %s, %.0f%% full", space.budget.stage, before, 100 * space.fill)
+        self._sparing = space.tight or bool(self.stalled)
+        self._tell_omitted(everything=not self._sparing)
+
+    def _tell_omitted(self, *, everything: bool) -> None:
+        """Log what was left out."""
+        if self._overfull() or self.space.sealed:
+            return
+        for gap in self.space.omitted(asyncio.get_running_loop().time(), everything=everything):
+            self.append(gap)
 
     # ------------------------------------------------------------ acknowledging
 
@@ -242,28 +365,14 @@ class Recorder:
         self.acknowledged = self._acknowledge = Acknowledged(self.epoch.number, size, receipt)
         self._receipted.set()
 
+    async def acknowledge_older(self, epoch: EpochRow, size: int, receipt: bytes) -> None:
+        """Move the mark within an older epoch, whose tail is being delivered."""
+        self.acknowledged = Acknowledged(epoch.number, size, receipt)
+        with contextlib.suppress(JournalStalledError):  # the receipt comes again
+            await self._platform.offload(self.journal.acknowledge, self.acknowledged)
+
     async def acknowledged_up_to(self, size: int) -> None:
         """Wait for a receipt over ``size`` entries."""
         while self.acknowledged_size < size:
             self._receipted.clear()
             await self._receipted.wait()
-
-
-async def open_recorder(
-    platform: Platform, path: str, origin: str, signer: Signer, *, commit_interval_s: float, keep_s: float
-) -> Recorder:
-    """Open or make the journal, check it, begin the first epoch where there is none.
-
-    Raises:
-        JournalError: It can not be used.
-    """
-
-    def prepare() -> Journal:
-        journal = Journal(platform.open_database(path), path)
-        journal.check()
-        if journal.head is None or journal.head.epoch.origin != origin:
-            journal.begin_epoch(id_=platform.entropy(16), origin=origin, secret=platform.entropy(SECRET_SIZE))
-        return journal
-
-    journal = await platform.offload(prepare)
-    return Recorder(platform, journal, signer, commit_interval_s=commit_interval_s, keep_s=keep_s)

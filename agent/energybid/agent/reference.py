@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from energybid.agent.config import GatewayFile
-from energybid.core.settings import Duration
+from energybid.core.settings import Duration, Size
 
 HEAD = """\
 # Configuration of the agent
@@ -25,8 +25,13 @@ HEAD = """\
 Written by `python -m energybid.agent.reference > docs/configuration.md`; do not edit.
 
 `gateway.toml` is checked whole by `energybid config check`: every fault is reported at once, unknown keys too.
-Durations are text with a unit (`"250 ms"`, `"5 s"`, `"1 min"`, `"2 h"`, `"1 d"`). Relative paths begin at the file.
+Durations are text with a unit (`"250 ms"`, `"5 s"`, `"1 min"`, `"2 h"`, `"1 d"`), sizes too (`"512 KiB"`, `"2 GiB"`).
+Relative paths begin at the file.
 """
+
+
+SIZE = typing.get_args(Size)[1]
+"""What makes an integer a size."""
 
 
 def docstrings(model: type[BaseModel]) -> dict[str, str]:
@@ -59,11 +64,18 @@ def _type(annotation: object) -> str:
 def _bounds(field: FieldInfo) -> str:
     words = {"ge": "≥", "le": "≤", "min_length": "length ≥", "max_length": "length ≤", "pattern": "matches"}
     parts = []
+    sized = SIZE in field.metadata
     for constraint in field.metadata:
         for name, word in words.items():
             value = getattr(constraint, name, None)
             if value is not None:
-                parts.append(f"{word} {value:g}" if isinstance(value, int | float) else f"{word} `{value}`")
+                parts.append(
+                    f"{word} {_size(value)}"
+                    if sized
+                    else f"{word} {value:g}"
+                    if isinstance(value, int | float)
+                    else f"{word} `{value}`"
+                )
     return ", ".join(parts)
 
 
@@ -74,6 +86,13 @@ def _duration(seconds: float) -> str:
     return f'`"{seconds * 1000:g} ms"`'
 
 
+def _size(size: int) -> str:
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size % unit == 0:
+            return f'"{size // unit} {name}"'
+    return f'"{size} B"'
+
+
 def _default(field: FieldInfo, kind: str) -> str:
     if field.default is PydanticUndefined:
         return "**required**"
@@ -81,6 +100,8 @@ def _default(field: FieldInfo, kind: str) -> str:
         return "–"
     if kind == "duration":
         return _duration(field.default)
+    if kind == "size":
+        return f"`{_size(field.default)}`"
     return f'`"{field.default}"`' if isinstance(field.default, str) else f"`{field.default}`"
 
 
@@ -97,7 +118,7 @@ def tables(model: type[BaseModel], path: str = "", seen: set[type[BaseModel]] | 
             label = f"{path}.{name}" if path else name
             inner += [(f"[[{label}]]" if array else f"[{label}]", m) for m in models]
             continue
-        kind = _type(field.annotation)
+        kind = "size" if SIZE in field.metadata else _type(field.annotation)
         cells = (f"`{name}`", kind, _bounds(field), _default(field, kind), texts.get(name, ""))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     if rows:

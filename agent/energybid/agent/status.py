@@ -11,6 +11,7 @@ from typing import Any
 
 from energybid.agent.plan import AgentPlan
 from energybid.agent.polling import BusPoller, Meter
+from energybid.agent.quarantine import quarantines
 from energybid.agent.recorder import Recorder
 from energybid.agent.upload import Uploader
 from energybid.core.ports import Platform
@@ -42,6 +43,26 @@ def meter_status(meter: Meter) -> dict[str, Any]:
     }
 
 
+def journal_status(platform: Platform, recorder: Recorder, now_s: float) -> dict[str, Any]:
+    """How the journal keeps to its budget and its disk."""
+    space = recorder.space
+    return {
+        "path": recorder.journal.path,
+        "bytes": space.usage.file + space.usage.wal,
+        "used": space.usage.used,
+        "room": space.room,
+        "budget": space.budget.size,
+        "stage": space.budget.stage.value,
+        "logged_of": space.budget.every,
+        "not_logged": space.not_logged,
+        "bytes_per_hour": round(space.growth(now_s)),
+        "full_in_s": space.full_in_s(now_s),
+        "ballast": space.ballast_there,
+        "error": recorder.stalled,
+        "quarantined": quarantines(platform.disk, recorder.journal.path) if platform.disk else [],
+    }
+
+
 def agent_status(
     platform: Platform, plan: AgentPlan, recorder: Recorder, pollers: Sequence[BusPoller], uploader: Uploader | None
 ) -> dict[str, Any]:
@@ -61,6 +82,7 @@ def agent_status(
             "committed": recorder.committed,
             "acknowledged": recorder.acknowledged_size,
         },
+        "journal": journal_status(platform, recorder, asyncio.get_running_loop().time()),
         "uplink": {
             "configured": uploader is not None,
             "connected": bool(uploader and uploader.connected),

@@ -35,7 +35,50 @@ def platform() -> Platform:
         connect_uplink=sync.connect_uplink,
         open_database=sync.open_database,
         notify=sync.notify,
+        disk=RealDisk(),
     )
+
+
+class RealDisk:
+    """Files beside the journal. Implements the Disk port."""
+
+    def reserve(self, path: str, size: int) -> None:
+        """Make a file of ``size`` bytes whose blocks are taken; 0 deletes it."""
+        if not size:
+            Path(path).unlink(missing_ok=True)
+            return
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            os.fsync(descriptor)
+        except OSError:
+            Path(path).unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+        try:
+            return Path(path).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def free(self, path: str) -> int:
+        """Bytes that this process may still write to the file system of ``path``'s folder."""
+        found = os.statvfs(Path(path).parent)
+        return found.f_bavail * found.f_frsize
+
+    def rename(self, path: str, to: str) -> None:
+        """Rename a file, durably; ``to`` must not exist."""
+        if Path(to).exists():
+            raise FileExistsError(f"{to} is there already")
+        Path(path).rename(to)
+        folder = os.open(Path(path).parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def execute_plan(plan: AgentPlan) -> NoReturn:

@@ -4,6 +4,9 @@ The journal is the only queue: this task keeps a position and a window, never en
 checkpoints, and at most ``window`` of them are without a receipt. A receipt is the only acknowledgement; the broker's
 PUBACK is not. After a lost connection, or when no receipt comes in time, sending starts again at the acknowledged mark:
 the head-end stores every entry once, however often it comes.
+
+What an older epoch still holds without a receipt goes first, one batch at a time; then the newest epoch. An epoch that
+an operator has declared rolled back is left where it is.
 """
 
 import asyncio
@@ -11,13 +14,19 @@ import contextlib
 import json
 import logging
 import math
-from typing import TYPE_CHECKING
 
 from energybid.agent.journal import EpochRow, Journal, Segment
 from energybid.agent.plan import UplinkPlan
 from energybid.agent.recorder import Recorder
 from energybid.core.cose import PublicKey
-from energybid.core.errors import EvidenceError, RollbackError, UplinkDownError
+from energybid.core.entries import Entry
+from energybid.core.errors import (
+    EvidenceError,
+    JournalDamagedError,
+    JournalStalledError,
+    RollbackError,
+    UplinkDownError,
+)
 from energybid.core.evidence import Receipt, verify_receipt
 from energybid.core.log import Salts
 from energybid.core.ports import Platform, Uplink
@@ -25,13 +34,12 @@ from energybid.sync.batch import BatchTooLargeError, encode_batch
 from energybid.sync.columns import Memory
 from energybid.sync.topics import Topics
 
-if TYPE_CHECKING:
-    from energybid.core.entries import Entry
-
 logger = logging.getLogger("energybid.uplink")
 
 BATCH_ENTRIES = 2048
 """A batch is sent at once when so many entries wait for it, and holds hardly more."""
+OLDER_TRIES = 3
+"""So many receipts without progress, and an older epoch's tail is given up: the head-end does not want it."""
 RECONNECT_MIN_S, RECONNECT_MAX_S = 1.0, 120.0
 PATIENCE_MAX_S = 900.0
 
@@ -56,6 +64,7 @@ def build_batch(
 
     Raises:
         EvidenceError: ``first`` is not where a segment begins, or was pruned.
+        JournalDamagedError: What is stored can not be read.
     """
     segments: list[tuple[Segment, list[Entry]]] = []
     end = first
@@ -64,7 +73,7 @@ def build_batch(
             break
         if segment.first != end:
             raise EvidenceError(f"the journal does not hold entry {end} any more")
-        segments.append((segment, segment.entries()))
+        segments.append((segment, _entries(journal, segment)))
         end = segment.end
     while segments:
         last = segments[-1][0]
@@ -77,6 +86,24 @@ def build_batch(
         else:
             return Built(first, last.end, frame)
     return None
+
+
+def _entries(journal: Journal, segment: Segment) -> list[Entry]:
+    try:
+        return segment.entries()
+    except EvidenceError as error:
+        raise JournalDamagedError(f"{journal.path}: {error}") from error
+
+
+class Older:
+    """The tail of an older epoch while it is being delivered."""
+
+    def __init__(self, epoch: EpochRow, size: int, end: int) -> None:
+        """Entries [size, end) are to be delivered."""
+        self.epoch, self.size, self.end = epoch, size, end
+        self.refused = 0
+        """Receipts in a row that brought nothing new."""
+        self.heard = asyncio.Event()
 
 
 class Uploader:
@@ -104,6 +131,7 @@ class Uploader:
         self._changed = asyncio.Event()
         """A commit, a receipt, or the order to flush."""
         self._flush = False
+        self._older: Older | None = None
         self._uplink: Uplink | None = None
         self._wire_before = (0, 0)
         recorder.on_commit.append(self._changed.set)
@@ -162,6 +190,7 @@ class Uploader:
 
     async def _send(self, uplink: Uplink) -> None:
         await uplink.publish(self._topics.status, self.status_payload("online"), retain=True)
+        await self._send_older(uplink)
         self._window.rewind(self._recorder.acknowledged_size)
         next_s = 0.0
         while True:
@@ -176,6 +205,50 @@ class Uploader:
             self._furthest = max(self._furthest, built.end)
             self._window.add(built.end, now_s)
             await uplink.publish(self._topics.log, built.frame)
+
+    async def _send_older(self, uplink: Uplink) -> None:
+        """Deliver what epochs before the newest still hold without a receipt."""
+        recorder = self._recorder
+        for epoch, first, end in await self._platform.offload(recorder.journal.undelivered):
+            logger.info("epoch %s: %d entries of before are still to be delivered", epoch.id.hex(), end - first)
+            self._older = Older(epoch, first, end)
+            try:
+                await self._deliver(uplink, self._older)
+            except EvidenceError as error:
+                logger.error("epoch %s can not be delivered to its end: %s", epoch.id.hex(), error)  # noqa: TRY400
+            finally:
+                self._older = None
+
+    async def _deliver(self, uplink: Uplink, older: Older) -> None:
+        salts = Salts(older.epoch.secret)
+        patience_s = self._plan.receipt_timeout_s
+        while older.size < older.end and older.refused < OLDER_TRIES:
+            built = await self._platform.offload(
+                build_batch, self._recorder.journal, older.epoch, salts, older.size, self._memory
+            )
+            if built is None:
+                return
+            older.heard.clear()
+            self.batches += 1
+            await uplink.publish(self._topics.log, built.frame)
+            try:
+                async with asyncio.timeout(patience_s):
+                    await older.heard.wait()
+            except TimeoutError:
+                patience_s = min(2 * patience_s, PATIENCE_MAX_S)
+        if older.size < older.end:
+            raise EvidenceError(f"the head-end stays at {older.size} of {older.end} entries; see its log")
+
+    async def _receipt_of_older(self, older: Older, receipt: Receipt, payload: bytes) -> None:
+        """A receipt of the older epoch that is being delivered."""
+        root = await self._platform.offload(self._recorder.journal.root_at, older.epoch.number, receipt.size)
+        if receipt.size > older.size and (root == receipt.root or receipt.size > older.end):
+            older.size, older.refused = receipt.size, 0
+            if receipt.size <= older.end:
+                await self._recorder.acknowledge_older(older.epoch, receipt.size, payload)
+        else:
+            older.refused += 1
+        older.heard.set()
 
     async def _build(self) -> Built | None:
         first = self._window.sent
@@ -199,6 +272,7 @@ class Uploader:
             now_s = loop.time()
             if now_s >= self._window.deadline_s:
                 logger.warning("no receipt for %.0f s: sending again", self._window.patience_s)
+                await self._check()
                 self._window.give_up(self._recorder.acknowledged_size)
             unsent = self._recorder.committed - self._window.sent
             wake_s = self._window.deadline_s
@@ -209,6 +283,13 @@ class Uploader:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None if wake_s == math.inf else wake_s - now_s):
                     await self._changed.wait()
+
+    async def _check(self) -> None:
+        """Batches that get no receipt although there is a connection may be damaged: check what they are made of."""
+        recorder = self._recorder
+        await self._platform.offload(
+            recorder.journal.check_from, recorder.epoch, recorder.acknowledged_size, most=BATCH_ENTRIES
+        )
 
     async def flush(self) -> None:
         """Send what is committed without waiting for the interval; returns when all of it has a receipt."""
@@ -238,10 +319,18 @@ class Uploader:
             logger.warning("a message on %s is no receipt of the configured head-end: %s", self._topics.receipt, error)
             return
         epoch = self._recorder.epoch
+        if self._older and receipt.epoch == self._older.epoch.id:
+            await self._receipt_of_older(self._older, receipt, payload)
+            return
         if receipt.origin != epoch.origin or receipt.epoch != epoch.id:
             logger.info("a receipt of another epoch (%s) is left aside", receipt.epoch.hex())
             return
-        await self._compare(receipt)
+        try:
+            await self._compare(receipt)
+        except RollbackError as error:
+            with contextlib.suppress(JournalStalledError):
+                await self._recorder.contradicted(str(error), payload)
+            raise
         if self.receipt and receipt.time_ms < self.receipt.time_ms:
             return  # an old one, delivered late
         self.receipt = receipt

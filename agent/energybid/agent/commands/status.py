@@ -48,6 +48,18 @@ def _time(time_ms: int | None) -> str:
     return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if time_ms else "never"
 
 
+def _journal(journal: dict[str, Any]) -> list[str]:
+    full = journal["full_in_s"]
+    when = f", full in {full / 86400:.1f} days at this rate" if full is not None else ""
+    size = f"{journal['used'] / 1e6:.1f} of {journal['budget'] / 1e6:.0f} MB, {journal['stage']}{when}"
+    lines = [f"journal  {size}"]
+    if journal["not_logged"]:
+        lines.append(f"         {journal['not_logged']} readings were not logged")
+    if journal["error"]:
+        lines.append(f"         THE DISK REFUSES: {journal['error']}")
+    return lines + [f"         QUARANTINED: {path}" for path in journal["quarantined"]]
+
+
 def render(status: dict[str, Any]) -> str:
     """The status for a person's eyes."""
     log, uplink, receipt = status["log"], status["uplink"], status["receipt"]
@@ -55,6 +67,7 @@ def render(status: dict[str, Any]) -> str:
     lines = [
         f"{status['gateway']}  {_time(status['time_ms'])}  clock {status['clock']}  version {status['version']}",
         f"log      {log['size']} entries, {log['committed']} committed, {log['acknowledged']} acknowledged",
+        *_journal(status["journal"]),
         f"uplink   {link if uplink['configured'] else 'not configured'}",
         f"receipt  {receipt['size']} entries at {_time(receipt['time_ms'])}" if receipt else "receipt  none yet",
     ]
