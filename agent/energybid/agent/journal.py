@@ -555,6 +555,19 @@ class Journal:
                 with suppress(JournalDamagedError):
                     yield self._segment(row[0] & SEQUENCE_MAX, *row[1:])
 
+    def check_all(self, epoch: EpochRow) -> tuple[int, int]:
+        """Check everything of an epoch that is kept; (first, end) of what was checked.
+
+        Raises:
+            JournalDamagedError: Something stored does not fit.
+        """
+        first, end = -1, 0
+        with self._reported():
+            for segment, after in walk(epoch, self.segments(epoch.number, 0)):
+                first = segment.first if first < 0 else first
+                end = after.size
+        return max(first, 0), end
+
     def check_from(self, epoch: EpochRow, first: int, *, most: int) -> None:
         """Check the segments from the anchor before ``first`` on, about ``most`` entries, against their roots.
 
