@@ -1,19 +1,25 @@
-"""The simulator's operating system: ptys, TCP servers, signals and child processes. Nothing else here touches them."""
+"""The simulator's operating system: ptys, TCP servers, signals, child processes, CPU time. Nothing else touches them."""
 
 import asyncio
 import contextlib
+import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import tty
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from energybid.core.errors import EnergybidError
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 READ_SIZE = 4096
 
@@ -183,3 +189,31 @@ def scratch_folder(wanted: Path | None) -> Path:
 def remove_folder(folder: Path) -> None:
     """Remove a folder and all in it."""
     shutil.rmtree(folder)
+
+
+# ---------------------------------------------------------------- computing
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def in_processes(function: Callable[[T], R], tasks: Sequence[T], jobs: int) -> Iterator[R]:
+    """``function`` of every task, in their order, so many at the same time; with one job in this very process."""
+    if jobs == 1:
+        yield from map(function, tasks)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(function, tasks)
+
+
+def describe_commit() -> str:
+    """The commit that this runs from, as git describes it; "unknown" outside of a checkout."""
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    command = [git, "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  fixed words
+    return done.stdout.strip() or "unknown"

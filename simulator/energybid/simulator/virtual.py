@@ -10,12 +10,16 @@ and no ``except``.
 """
 
 import asyncio
+import contextlib
+import gc
 import random
+import sys
 import warnings
-from asyncio.events import Handle
+from asyncio.events import Handle, TimerHandle
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, ContextVar
+from heapq import heapify, heappop, heappush
 from typing import Any, ParamSpec, TypeVar
 
 from energybid.core.quantities import ClockState
@@ -25,8 +29,10 @@ T = TypeVar("T")
 
 EPOCH_NS = 1_790_000_000_000_000_000
 """Wall clock at virtual time 0: 2026-09-21T14:13:20Z."""
-BURIALS_MAX = 10
-"""How often a coroutine of an ended life is closed: each ``finally`` that awaits takes one more."""
+
+
+CANCELLED_MAX = 100
+"""So many cancelled timers may stay in the queue."""
 
 
 class PowerCut(BaseException):  # noqa: N818  no error: nothing in the product may catch it
@@ -85,50 +91,70 @@ def _make_task(loop: asyncio.AbstractEventLoop, coro: Any, **rest: Any) -> Virtu
     return VirtualTask(coro, loop=loop, **rest)
 
 
-class _Jump:
-    """In the selector's place: instead of waiting, moves the clock."""
-
-    now_s = 0.0
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        if timeout is None:
-            raise RuntimeError("everything waits and nothing will ever happen: a deadlock in virtual time")
-        if timeout > 0:
-            self.now_s += timeout
-        return []
-
-    def close(self) -> None:
-        pass
-
-
 class VirtualLoop(asyncio.BaseEventLoop):
-    """An event loop in virtual time, which begins at 0 s."""
+    """An event loop in virtual time, which begins at 0 s. Callbacks of one moment run in the order of their making."""
 
     _ready: deque[Handle]
-    _scheduled: list[asyncio.TimerHandle]
 
     def __init__(self) -> None:
         """Begin at 0 s."""
         super().__init__()
-        self._selector = self._jump = _Jump()
+        self._now_s = 0.0
+        self._timers: list[tuple[float, int, TimerHandle]] = []
+        self._cancelled = 0
         self._numbers = 0
         self._dead: list[VirtualTask] = []
         self.set_task_factory(_make_task)
 
     def time(self) -> float:
         """Virtual seconds."""
-        return self._jump.now_s
+        return self._now_s
 
     def next_number(self) -> int:
         """A number that no task has yet."""
         self._numbers += 1
         return self._numbers
 
-    def _process_events(self, event_list: list[Any]) -> None:
-        """There are none."""
-
     def _write_to_self(self) -> None:
         """Nothing to wake: the loop never waits."""
+
+    def _run_once(self) -> None:
+        """Run what is ready; when nothing is, the clock goes to the next timer."""
+        ready, timers = self._ready, self._timers
+        while timers and timers[0][2].cancelled():
+            heappop(timers)
+            self._cancelled -= 1
+        if not ready and not self._stopping:  # type: ignore[attr-defined]
+            if not timers:
+                raise RuntimeError("everything waits and nothing will ever happen: a deadlock in virtual time")
+            self._now_s = max(self._now_s, timers[0][0])
+        while timers and timers[0][0] <= self._now_s:
+            timer = heappop(timers)[2]
+            if timer.cancelled():
+                self._cancelled -= 1
+            else:
+                timer._scheduled = False  # type: ignore[attr-defined]  # noqa: SLF001  as asyncio's own loop does
+                ready.append(timer)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle.cancelled():
+                handle._run()  # noqa: SLF001  as asyncio's own loop does
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Context | None = None) -> TimerHandle:  # type: ignore[override]  # noqa: ANN401
+        """As every loop's, but timers of the same moment fire in order."""
+        timer = TimerHandle(when, callback, args, self, context)
+        self._numbers += 1
+        heappush(self._timers, (when, self._numbers, timer))
+        timer._scheduled = True  # type: ignore[attr-defined]  # noqa: SLF001  so that a cancellation is told
+        return timer
+
+    def _timer_handle_cancelled(self, handle: TimerHandle) -> None:  # noqa: ARG002
+        """Forget timers that will not fire, when they are many."""
+        self._cancelled += 1
+        if self._cancelled > CANCELLED_MAX and 2 * self._cancelled > len(self._timers):
+            self._timers = [entry for entry in self._timers if not entry[2].cancelled()]
+            heapify(self._timers)
+            self._cancelled = 0
 
     def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> Handle:  # type: ignore[override]  # noqa: ANN401
         """As every loop's; what an ended life would run is dropped."""
@@ -151,40 +177,37 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if not life.alive:
             return
         life.alive = False
-        for handle in (*self._ready, *self._scheduled):
+        for handle in (*self._ready, *(timer for _, _, timer in self._timers)):
             if handle._context.get(LIFE) is life:  # type: ignore[attr-defined]  # noqa: SLF001
                 handle.cancel()
-        # Kept, for a coroutine that is collected runs its ``finally`` blocks.
-        self._dead += [
-            task
-            for task in sorted(asyncio.all_tasks(self), key=hash)
-            if isinstance(task, VirtualTask) and task.life is life
-        ]
+        for task in sorted(asyncio.all_tasks(self), key=hash):
+            if isinstance(task, VirtualTask) and task.life is life:
+                asyncio._unregister_task(task)  # type: ignore[attr-defined]  # noqa: SLF001  "Extending asyncio"
+                self._dead.append(task)  # kept, for a coroutine that is collected runs its ``finally`` blocks
         ends, life.ends = list(life.ends.values()), {}
         for end in ends:
             end()
 
     def close(self) -> None:
-        """Close; what ended lives left behind is taken apart."""
+        """Close; what ended lives left behind is taken apart, unheard: its clean-up has no loop to run on."""
         super().close()
-        dead, self._dead = self._dead, []
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # coroutines made by a ``finally`` that has no loop
-            for task in dead:
-                task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
-                coroutine = task.get_coro()
-                if coroutine is not None:
-                    _bury(coroutine)
-            dead.clear()
-
-
-def _bury(coroutine: Any) -> None:  # noqa: ANN401
-    for _ in range(BURIALS_MAX):
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
         try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that a clean-up made for nobody
+                while self._dead:
+                    _bury(self._dead.pop())
+                gc.collect()
+        finally:
+            sys.unraisablehook = hook
+
+
+def _bury(task: VirtualTask) -> None:
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  it is meant to be pending
+    coroutine = task.get_coro()
+    with contextlib.suppress(BaseException):
+        if coroutine is not None:
             coroutine.close()
-        except BaseException:  # noqa: BLE001, S112  whatever a dead process's clean-up says
-            continue
-        return
 
 
 def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -10,14 +10,27 @@ from typing import Any
 from energybid.core import exit_codes
 from energybid.simulator.config import duration, load_bus_file
 from energybid.simulator.serve import Place, Served, serve
-from energybid.simulator.system import stop_event
+from energybid.simulator.system import cpu_seconds, describe_commit, in_processes, stop_event
+from energybid.simulator.world.report import event_log, facts, render, replay_command, slim
+from energybid.simulator.world.scenario import Faults, Scenario, large, load_scenario, small
+from energybid.simulator.world.world import Outcome, simulate
 
-HELP = "serve simulated meters that replay a recorded household"
+HELP = "serve simulated meters, or run the whole system in virtual time"
 EXAMPLES = """\
 examples:
   energybid simulate bus -c bus.toml               until Ctrl-C or SIGTERM
   energybid simulate bus -c bus.toml --for 30s     then end by itself
   energybid simulate bus -c bus.toml --json        one JSON line when ready, one at the end
+
+  energybid simulate world --seed 7 --days 3 --faults all
+  energybid simulate world --seed 1 --seeds 200 --jobs 2             200 worlds of one day, on two cores
+  energybid simulate world --seed 7 --large                          ten meters, polled every 10 s
+  energybid simulate world --seed 7 --faults headend,agent_killed    only these
+  energybid simulate world --seed 7 --scenario scenario.toml         simulator/README.md shows one
+
+A world is one process: gateways, meters, broker and head-end on a clock of their own. The same seed gives the same
+trace hash. Where an invariant does not hold, the exit code is 3, the command that shows it again is printed, and an
+event log is written.
 """
 
 
@@ -28,11 +41,72 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bus.add_argument("-c", "--config", type=Path, required=True, help="bus.toml; simulator/README.md shows one")
     bus.add_argument("--for", dest="for_s", type=duration, metavar="DURATION", help="end after so long, such as 30s")
     bus.add_argument("--json", action="store_true", help="JSON lines on stdout: ready, stopped")
+    world = what.add_parser("world", help="the whole system in virtual time, with faults, and its invariants checked")
+    world.add_argument("--seed", type=int, default=1, help="everything that happens follows from it (default: 1)")
+    world.add_argument("--seeds", type=int, default=1, metavar="N", help="so many worlds, from --seed on")
+    world.add_argument("--jobs", type=int, default=1, metavar="N", help="worlds at the same time, each on a core")
+    world.add_argument("--days", type=float, default=1.0, help="of trouble; calm follows, until all is delivered")
+    world.add_argument("--faults", help="all (the default), none, or names with commas between")
+    size = world.add_mutually_exclusive_group()
+    size.add_argument("--large", action="store_true", help="ten meters, polled every 10 s; else three, every 60 s")
+    size.add_argument("--scenario", type=Path, help="scenario.toml instead")
+    world.add_argument("--log", type=Path, default=Path(), metavar="FOLDER", help="where event logs of failures go")
+    world.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until stopped."""
+    """Serve until stopped, or simulate."""
+    if arguments.what == "world":
+        return _worlds(arguments)
     return asyncio.run(_serve(arguments))
+
+
+# ---------------------------------------------------------------- world
+
+
+def _worlds(arguments: argparse.Namespace) -> int:
+    scenario = _scenario(arguments)
+    seeds = range(arguments.seed, arguments.seed + arguments.seeds)
+    cpu_s, outcomes = cpu_seconds(), list[Outcome]()
+    for outcome in in_processes(_world, [(seed, arguments.days, scenario) for seed in seeds], arguments.jobs):
+        outcomes.append(outcome)
+        if outcome.violations:
+            _failed(outcome, arguments)
+    found = facts(outcomes, cpu_seconds() - cpu_s)
+    sys.stdout.write(json.dumps(found) + "\n" if arguments.json else render(found))
+    return exit_codes.NOT_VERIFIED if found["failed"] else exit_codes.OK
+
+
+def _scenario(arguments: argparse.Namespace) -> Scenario:
+    if arguments.scenario:
+        scenario = load_scenario(arguments.scenario)
+        if arguments.faults is None:
+            return scenario
+        return scenario.model_copy(update={"faults": Faults.chosen(arguments.faults)})
+    return (large if arguments.large else small)(Faults.chosen(arguments.faults or "all"))
+
+
+def _world(task: tuple[int, float, Scenario]) -> Outcome:
+    return slim(simulate(*task))
+
+
+def _failed(outcome: Outcome, arguments: argparse.Namespace) -> None:
+    """Say how to see it again, and write the event log."""
+    options = [f"--faults {arguments.faults}"] if arguments.faults else []
+    options += ["--large"] if arguments.large else []
+    options += [f"--scenario {arguments.scenario}"] if arguments.scenario else []
+    command, commit = replay_command(outcome, " ".join(options)), describe_commit()
+    path = arguments.log / f"world-{outcome.seed}.log"
+    path.write_text(event_log(outcome, command, commit), encoding="utf-8")
+    first = outcome.violations[0]
+    sys.stderr.write(
+        f"seed {outcome.seed}, commit {commit}: {first.invariant}: {first.text}\n"
+        f"  again: {command}\n  event log: {path}\n"
+    )
+    sys.stderr.flush()
+
+
+# ---------------------------------------------------------------- bus
 
 
 async def _serve(arguments: argparse.Namespace) -> int:

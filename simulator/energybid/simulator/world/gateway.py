@@ -109,6 +109,7 @@ class Gateway:
         meters = []
         for number in range(count):
             profile = profiles[number % len(profiles)]
+            loaded = load_profile(profile)
             model = MeterModel.model_construct(
                 **{
                     "name": f"{name}-{number}",
@@ -117,10 +118,9 @@ class Gateway:
                     "interval": self._scenario.interval,
                     "timeout": None,
                     "retries": 2,
-                    "quantities": None,
+                    "quantities": _spread([register.name for register in loaded.registers], self._scenario.quantities),
                 }
             )
-            loaded = load_profile(profile)
             plan = meter_plan(model, loaded)
             device = WorldMeter(loaded, Random(self.chance.random()), self._now_s)  # noqa: S311  seeded
             self.meters[plan.name] = Meter(plan, device, MeterFaults(self._now_s))
@@ -135,7 +135,7 @@ class Gateway:
             kind=kind,
             endpoint=endpoint,
             meters=tuple(meters),
-            in_flight=4 if kind == "modbus-tcp" else 1,
+            in_flight=self._scenario.in_flight if kind == "modbus-tcp" else 1,
             lateness_s=2.0,
         )
 
@@ -275,3 +275,10 @@ class Gateway:
         self.clock.drift(0)
         self.clock.set(self.clock.true_ns())
         self.clock.state = ClockState.SYNCHRONISED
+
+
+def _spread(names: list[str], count: int) -> list[str]:
+    """So many of the names, first, last and evenly between."""
+    if count >= len(names):
+        return names
+    return sorted({names[i * (len(names) - 1) // max(1, count - 1)] for i in range(count)})

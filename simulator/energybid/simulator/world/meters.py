@@ -38,8 +38,10 @@ class Answer(NamedTuple):
     function: int
     first: int
     count: int
+    places: tuple[int, ...]
+    """Addresses of the quantities in it."""
     mantissas: tuple[int, ...]
-    """As the log must hold them, in the order of the registers."""
+    """As the log must hold them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class _Read:
     """Raw count → mantissa, for integer registers; mantissa → mantissa for floats."""
     raw_of: tuple[Callable[[int], int | float], ...]
     """Count → what is packed."""
+    places: tuple[int, ...]
 
 
 class WorldMeter:
@@ -117,7 +120,7 @@ class WorldMeter:
             swapped = bytearray(data)
             swapped[::2], swapped[1::2] = data[1::2], data[::2]
             data = bytes(swapped)
-        self._remember(Answer(*_READ.unpack(pdu), mantissas))
+        self._remember(Answer(*_READ.unpack(pdu), read.places, mantissas))
         return pdu[:1] + bytes((len(data),)) + data
 
     def _count(self, number: int, register: Register, elapsed_s: float) -> int:
@@ -175,6 +178,7 @@ def _compile(found: tuple[tuple[int, Register], ...], first: int, count: int) ->
         found,
         tuple(_mantissa_of(register) for _, register in found),
         tuple(_raw_of(register) for _, register in found),
+        tuple(register.first for _, register in found),
     )
 
 

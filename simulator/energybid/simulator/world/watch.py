@@ -34,7 +34,7 @@ from energybid.core.log import Salts
 from energybid.core.quantities import Status
 from energybid.core.tree import EMPTY_ROOT, Frontier, leaf_hash
 from energybid.drivers.modbus.map import ModbusMap
-from energybid.simulator.world.meters import WorldMeter
+from energybid.simulator.world.meters import Answer, WorldMeter
 from energybid.simulator.world.trace import Trace
 from energybid.sync import columns
 from energybid.sync.batch import decode_batch
@@ -57,6 +57,24 @@ class Violation(NamedTuple):
 
     invariant: str
     text: str
+
+
+class _Request(NamedTuple):
+    """One request of a poll."""
+
+    read: tuple[int, int, int]
+    """Function, first register, count."""
+    places: tuple[int, ...]
+    """Addresses of the quantities that are logged."""
+
+    def gave(self, answer: Answer, part: tuple[int | None, ...]) -> bool:
+        """Whether an answer to this very request had these numbers."""
+        if answer[:3] != self.read:
+            return False
+        if answer.places == self.places:
+            return answer.mantissas == part
+        numbers = dict(zip(answer.places, answer.mantissas, strict=True))
+        return tuple(map(numbers.get, self.places)) == part
 
 
 class Epoch:
@@ -114,7 +132,7 @@ class GatewayWatch:
         self._trace = trace
         self._violated = violated
         self._requests = {
-            meter.name: [[(r.function, r.first, r.count, len(r.fields)) for r in group] for group in meter.map.groups]
+            meter.name: [[_Request((r.function, r.first, r.count), tuple(r.first + f.offset for f in r.fields)) for r in group] for group in meter.map.groups]
             for bus in plan.buses
             for meter in bus.meters
             if isinstance(meter.map, ModbusMap)
@@ -217,15 +235,16 @@ class GatewayWatch:
         meter = self._meters[name]
         answers = meter.answered((entry.mono_ms - entry.span_ms) / 1000 - 0.005, entry.mono_ms / 1000 + 0.002)
         at = 0
-        for function, first, count, fields in self._requests[name][entry.group]:
+        for request in self._requests[name][entry.group]:
+            fields = len(request.places)
             part = tuple(entry.values[at : at + fields])
             at += fields
             if part == (None,) * fields:
                 if entry.status is None or 0 in entry.status[at - fields : at]:
                     self._wrong("value", f"entry {sequence}: {name} has no number and no reason")
-            elif not any(answer == (function, first, count, part) for answer in answers):
-                text = f"entry {sequence}: {name} registers {first} to {first + count - 1} never answered {part}"
-                self._wrong("value", text)
+            elif not any(request.gave(answer, part) for answer in answers):
+                near = [answer.mantissas for answer in answers if answer[:3] == request.read]
+                self._wrong("value", f"entry {sequence}: {name} answered {request.read} with {near}, never {part}")
 
     def _decreases(self, name: str, sequence: int, entry: Reading) -> None:
         places = self._cumulative[name][entry.group]

@@ -1,7 +1,6 @@
 """One world: gateways, broker and head-end in virtual time, from one seed; what happened, and whether it was right."""
 
 import asyncio
-import gc
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
@@ -201,4 +200,3 @@ def simulate(seed: int, days: float, scenario: Scenario) -> Outcome:
         logging.disable(before)
         for world in worlds:
             world.remove()
-        gc.collect()
