@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     status.add_argument("--json", action="store_true", help="print one JSON object")
     for action in (run_parser, status):
         action.add_argument(
-            "-c", "--config", type=Path, default=Path("/etc/energybid/headend.toml"), help="headend.toml"
+            "-c", "--config", type=Path, default=Path("/etc/energybid-headend/headend.toml"), help="headend.toml"
         )
 
 
