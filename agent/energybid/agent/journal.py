@@ -624,8 +624,9 @@ class Journal:
         return gone
 
     def close(self) -> None:
-        """Close the file; idempotent."""
-        self._database.close()
+        """Close the file; idempotent. A disk that refuses now has what was committed in its write-ahead log."""
+        with suppress(apsw.Error):
+            self._database.close()
 
 
 def walk(epoch: EpochRow, segments: Iterable[Segment]) -> Iterator[tuple[Segment, Frontier]]:

@@ -333,6 +333,9 @@ class Recorder:
         space = self.space
         if not self.stalled and space.due(now_s):
             try:
+                if self._sparing and self._acknowledge:  # no commit may carry it, and what it covers may go
+                    mark, self._acknowledge = self._acknowledge, None
+                    await self._platform.offload(self.journal.acknowledge, mark)
                 before = await self._platform.offload(space.measure, now_s, self._platform.now_ns() // 1_000_000)
             except JournalStalledError as error:
                 await self._refused(error)
