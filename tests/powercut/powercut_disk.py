@@ -4,8 +4,8 @@ The model, for each 512-byte sector by itself: it holds one of the states that i
 So un-synced writes are dropped, kept, torn at sectors and reordered in every combination. The size of a file, its
 creation and its removal are pending too until a sync covers them.
 
-What SQLite relies on and the model grants: a sector is old or new, never a mixture or garbage; writing a sector does not
-harm its neighbours (SQLITE_IOCAP_POWERSAFE_OVERWRITE, which SQLite assumes on Linux); a sync keeps its word.
+What SQLite relies on and the model grants: a sector is old or new, never a mixture or garbage; writing a sector does
+not harm its neighbours (SQLITE_IOCAP_POWERSAFE_OVERWRITE, which SQLite assumes on Linux); a sync keeps its word.
 """
 
 from collections.abc import Callable

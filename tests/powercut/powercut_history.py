@@ -1,4 +1,4 @@
-"""The real journal at work on a recorded disk: what was asked of the disk, and every state that the journal went through.
+"""The real journal at work on a recorded disk: what was asked of the disk, and every state that the journal was in.
 
 One history is one life of the program between two power cuts; the next begins with what the cut left.
 """
@@ -85,12 +85,12 @@ class Life:
 
     def begin_epoch(self):
         random = self.random
-        self._continue(
-            self.journal.begin_epoch(id_=random.randbytes(16), origin=ORIGIN, secret=random.randbytes(32))
-        )
+        self._continue(self.journal.begin_epoch(id_=random.randbytes(16), origin=ORIGIN, secret=random.randbytes(32)))
 
     def seal(self, entries, acknowledged=None):
         """Append and sign; what ``Journal.commit`` is to store."""
+        if self.log.size == 0:
+            entries = [Epoch(ORIGIN, 0, None), *entries]
         before = self.log.peaks
         for entry in entries:
             self.log.append(entry)
@@ -100,10 +100,9 @@ class Life:
     def commit(self, count=None, acknowledged=None):
         count = count or self.random.choice((1, 1, 1, 1, 1, 1, 2, 2, 3, 4, 4, 60))
         entries = [reading(self.random) for _ in range(count)]
-        if self.log.size == 0:
-            entries.insert(0, Epoch(ORIGIN, 0, None))
-        self.journal.commit(self.seal(entries, acknowledged))
-        return len(entries)
+        commit = self.seal(entries, acknowledged)
+        self.journal.commit(commit)
+        return len(commit.entries)
 
     def receipt(self):
         """The head-end's for one of the newest checkpoints."""
@@ -172,4 +171,3 @@ def record(folder, image, seed, steps, *, deaf=False, synchronous=None):
         life.journal.close()
         recorder.unregister()
     return History(image, operations, states)
-

@@ -9,7 +9,6 @@ from random import Random
 from typing import NamedTuple
 
 import apsw
-from energybid.agent.journal import Journal
 from energybid.agent.verify import verify_journal
 from energybid.core.errors import JournalError
 from powercut_disk import Disk, Image, ways
@@ -149,7 +148,7 @@ class Campaign:
             if state.digest not in digests[returned : returned + 2]:
                 lost = digests.index(state.digest) if state.digest in digests else 0
                 gone = history.states[returned].entries - history.states[lost].entries
-                return gone, f"holds state {lost if lost else 'unknown'}, {returned} had returned"
+                return gone, f"holds state {lost or 'unknown'}, {returned} had returned"
             if state.counter < allowed[0].counter:
                 return 0, f"counter {state.counter}, {allowed[0].counter} had been signed and stored"
             return 0, self._verify(path, state.digest) or self._go_on(life, random)

@@ -2,9 +2,10 @@
 
 Only what changes files is recorded. Locks, shared memory and reads are the real VFS's own.
 """
+# ruff: noqa: N802  methods are named as SQLite names them
 
-import os
 import random
+from pathlib import Path
 from typing import NamedTuple
 
 import apsw
@@ -65,7 +66,7 @@ class Recorder(apsw.VFS):
         self.path = str(path)
         self.name = f"recorder-{id(self)}"
         endings = ("", "-wal", "-journal")
-        self.files = {ending: number for number, ending in enumerate(endings) if os.path.exists(self.path + ending)}
+        self.files = {ending: number for number, ending in enumerate(endings) if Path(self.path + ending).exists()}
         self.made = len(endings)
         super().__init__(self.name, "unix")
 
@@ -75,7 +76,7 @@ class Recorder(apsw.VFS):
 
     def xOpen(self, name, flags):
         path = name.filename() if isinstance(name, apsw.URIFilename) else name
-        created = not os.path.exists(path)
+        created = not Path(path).exists()
         file = RecordedFile(name, flags)
         ending = path.removeprefix(self.path)
         if created:

@@ -1,6 +1,6 @@
 """Replay one power cut: say what is wrong with the journal that it leaves, and keep the files for a look.
 
-    .venv/bin/python tests/powercut/replay.py 3:0:1234:7 --keep /tmp/cut
+.venv/bin/python tests/powercut/replay.py 3:0:1234:7 --keep /tmp/cut
 """
 
 import argparse

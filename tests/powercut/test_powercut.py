@@ -4,6 +4,7 @@ One cut is replayed with ``tests/powercut/replay.py``; ``make test-power`` runs 
 """
 
 import os
+import sys
 from collections import Counter
 from itertools import pairwise
 from random import Random
@@ -17,8 +18,8 @@ from powercut_judge import Campaign, Cut, Found, memory
 from powercut_recorder import Link, Mark, Sync, Truncate, Unlink, Write
 
 SEEDS = int(os.environ.get("ENERGYBID_POWER_SEEDS", "12"))
-CUTS = 850
-"""Different images that each seed must bring at the least."""
+CUTS = 10_000
+"""Different disks that must be judged at the least, over all seeds."""
 SHARE = float(os.environ.get("ENERGYBID_POWER_SHARE", "0.19"))
 """Of all cuts of a seed's lives, how many are judged."""
 
@@ -33,7 +34,6 @@ def test_no_power_cut_loses_what_was_committed(seed):
     totals = Found(*(a + b for a, b in zip(totals, found, strict=True)))
     assert not found.faults, explained(found.faults[0])
     assert found.lost == 0
-    assert found.cuts >= CUTS
 
 
 def explained(fault):
@@ -46,11 +46,11 @@ def test_the_cuts_were_many(record_property, capsys):
         pytest.skip("runs after the seeds, in the same process")
     record_property("power cuts", totals.cuts)
     with capsys.disabled():
-        print(
+        sys.stdout.write(
             f"\npower cuts: {totals.cuts} different disks after {totals.operations} operations,"
-            f" {totals.lost} committed entries lost, {len(totals.faults)} journals damaged"
+            f" {totals.lost} committed entries lost, {len(totals.faults)} journals damaged\n"
         )
-    assert totals.cuts >= CUTS * SEEDS
+    assert totals.cuts >= CUTS
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,9 @@ def test_a_spoilt_journal_is_caught(spoilt, least, capsys):
         campaign = Campaign(2, folder, **spoilt)
         found = campaign.run(SHARE)
         with capsys.disabled():
-            print(f"\n{spoilt}: {len(found.faults)} of {found.cuts} cuts lose {found.lost} committed entries")
+            sys.stdout.write(
+                f"\n{spoilt}: {len(found.faults)} of {found.cuts} cuts lose {found.lost} committed entries\n"
+            )
         assert found.lost
         assert len(found.faults) > least * found.cuts
         cut, fault = found.faults[-1]
@@ -112,7 +114,7 @@ def test_the_lives_hold_what_a_journal_goes_through(capsys):
                     case Mark():
                         seen["step"] += 1
     with capsys.disabled():
-        print("\n" + ", ".join(f"{number} × {what}" for what, number in sorted(seen.items())))
+        sys.stdout.write("\n" + ", ".join(f"{number} × {what}" for what, number in sorted(seen.items())) + "\n")
     assert min(seen.values()) >= SEEDS // 2
     assert len(seen) == 9
 
