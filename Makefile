@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 DEBIAN := mosquitto openssl systemd shellcheck
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint types checks bench test-boot soak clean
+.PHONY: demo test lint types checks bench test-boot test-power soak clean
 
 demo: $(VENV)/.demo  ## meters, agent, broker and head-end on this machine, live
 	$(BIN)/energybid demo $(DEMO)
@@ -48,6 +48,9 @@ test-boot: debian  ## boots a Debian root with systemd and runs the installed ag
 soak: DEBIAN := mosquitto iproute2
 soak: $(VENV)/.demo debian  ## real processes killed, paused, restarted and cut off for 10 minutes (root; SOAK="--for 60m --seed 3")
 	$(SUDO) env PYTHONPATH=tests $(BIN)/python -m soak $(SOAK)
+
+test-power: $(VENV)/.test  ## power cuts at every operation of 60 seeds (about half an hour)
+	ENERGYBID_POWER_SEEDS=60 ENERGYBID_POWER_SHARE=1 $(BIN)/pytest tests/powercut -q
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
