@@ -242,14 +242,17 @@ def test_the_nearest_reading_over_all_epochs(site, capsys):
     old = MONDAY + 25_000
     site.log_time = MONDAY + 3_600_000
     site.begin(b"n" * 16)
-    site.read(2, sent=False)
+    site.read(COMMITS, sent=False)
     made, checked = proven(capsys, "--meter", "main", "--at", moment_text(old))
     assert made["epoch"] == (b"e" * 16).hex()
     assert checked["receipt"], "the acknowledged mark is of that epoch"
     (site.folder / "r.proof").unlink()
     made, checked = proven(capsys, "--meter", "main")
     assert made["epoch"] == (b"n" * 16).hex()
-    assert checked["receipt"] is None
+    (site.folder / "r.proof").unlink()
+    made, checked = proven(capsys, "--meter", "main", "--at", moment_text(MONDAY + 3_615_000))
+    assert (made["epoch"], made["sequence"]) == ((b"n" * 16).hex(), 8)
+    assert checked["receipt"] is None, "a receipt of another epoch says nothing"
     _, said = energybid(
         capsys, "prove", "--meter", "main", "--epoch", "6e6e", "--at", moment_text(old), "-o", "x", code=1
     )

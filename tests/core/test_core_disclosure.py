@@ -205,6 +205,7 @@ def test_the_smallest_proof_verifies() -> None:
     [
         (reading_file(DECLARATION, READING._replace(declaration=2), READING), "does not refer back"),
         (reading_file(READING, DECLARATION, declared=1, read=0), "does not refer back"),
+        (reading_file(READING._replace(declaration=1), DECLARATION, declared=1, read=0), "does not refer back"),
         (reading_file(READING, READING), "not a declaration and a reading"),
         (reading_file(DECLARATION, DECLARATION), "not a declaration and a reading"),
         (reading_file(DECLARATION, READING._replace(group=1)), "is of group 1"),
