@@ -118,14 +118,18 @@ class Ledger:
         return self._receipts((gateway, epoch) for (_, epoch), gateway in answers.items())
 
     def greetings(self) -> list[Outgoing]:
-        """The receipts of every registered gateway's newest epoch, for a broker that may have lost them."""
+        """The receipts of every registered gateway's newest epoch, for a broker that may have lost them.
+
+        Signed anew: this database may have been restored from an older copy, and the gateways take a receipt for the
+        head-end's present state only if it is not older than the last one they saw.
+        """
         newest = ((g, self._store.epochs(g.number)[-1:]) for g in self._gateways.values())
-        return self._receipts((gateway, row.epoch) for gateway, rows in newest for row in rows)
+        return self._receipts(((gateway, row.epoch) for gateway, rows in newest for row in rows), anew=True)
 
     # ------------------------------------------------------------ receipts
 
-    def _receipts(self, wanted: Iterable[tuple[Gateway, bytes]]) -> list[Outgoing]:
-        """Sign for what is committed. A receipt that was signed before is given again as it was."""
+    def _receipts(self, wanted: Iterable[tuple[Gateway, bytes]], *, anew: bool = False) -> list[Outgoing]:
+        """Sign for what is committed. A receipt that was signed before is given again as it was, or ``anew``."""
         found: list[Outgoing] = []
         new: list[tuple[EpochRow, ReceiptRow]] = []
         for gateway, epoch in wanted:
@@ -136,7 +140,7 @@ class Ledger:
                 )
                 continue
             last = self._store.receipt(row)
-            if last is None or last.size != row.size:
+            if anew or last is None or last.size != row.size:
                 root = row.frontier().root()
                 last = self._sign(gateway, epoch, row.size, root, last.time_ms if last else 0)
                 new.append((row, last))

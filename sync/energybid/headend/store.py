@@ -328,8 +328,8 @@ class Store:
         return (ReceiptRow(*found) for found in self._database.execute(query, (row.id, covering)))
 
     def add_receipt(self, row: EpochRow, receipt: ReceiptRow) -> None:
-        """Keep a receipt before it is published."""
-        self._database.execute("INSERT INTO receipt VALUES (?, ?, ?, ?)", (row.id, *receipt))
+        """Keep a receipt before it is published; of several for the same size, the last."""
+        self._database.execute("INSERT OR REPLACE INTO receipt VALUES (?, ?, ?, ?)", (row.id, *receipt))
 
     # ------------------------------------------------------------ what does not fit
 
