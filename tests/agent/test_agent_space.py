@@ -34,10 +34,8 @@ DAY_S = 86400
 
 def test_levels_are_entered_at_their_marks_and_left_below_them():
     budget = Budget(LEAST)
-    seen = []
-    for fill in [n / 1000 for n in range(1001)] + [n / 1000 for n in range(1000, -1, -1)]:
-        if budget.judge(fill):
-            seen.append((fill, budget.stage, budget.every))
+    fills = [*range(1001), *range(1000, -1, -1)]
+    seen = [(fill / 1000, budget.stage, budget.every) for fill in fills if budget.judge(fill / 1000)]
     up, down = seen[: len(LEVELS) - 1], seen[len(LEVELS) - 1 :]
     assert up == [(level.fill, level.stage, level.every) for level in LEVELS[1:]]
     assert [stage for _, stage, _ in down] == [level.stage for level in reversed(LEVELS[:-1])]
@@ -179,9 +177,9 @@ def test_a_week_without_the_uplink_in_one_mebibyte(tmp_path):
             if not stages or stages[-1][0] is not space.budget.stage:
                 stages.append((space.budget.stage, space.full_in_s(asyncio.get_running_loop().time())))
         assert space.not_logged > 0
-        return driver.polls, space.not_logged, recorder.readings
+        return driver.polls
 
-    polls, not_logged, readings = small_gateway(tmp_path / "j", script)
+    polls = small_gateway(tmp_path / "j", script)
     assert [stage for stage, _ in stages] == [Stage.ALL, Stage.PRUNING, Stage.THINNING, Stage.ENERGY, Stage.NOTHING]
     forecasts = [full_s for _, full_s in stages[1:4]]
     assert None not in forecasts
@@ -201,7 +199,7 @@ def test_a_week_without_the_uplink_in_one_mebibyte(tmp_path):
 
 def test_after_receipts_everything_is_logged_again(tmp_path):
     async def script(recorder, driver, clock):
-        while recorder.space.budget.stage is not Stage.NOTHING:
+        while recorder.space.budget.stage is not Stage.NOTHING:  # noqa: ASYNC110  virtual time
             await asyncio.sleep(600)
         readings = recorder.readings
         await asyncio.sleep(3600)
@@ -265,7 +263,7 @@ class Refusals(apsw.VFS):
         self.error = None
         super().__init__(name, "")
 
-    def xOpen(self, name, flags):
+    def xOpen(self, name, flags):  # noqa: N802  as apsw has it
         if (
             self.error
             and flags[0] & (apsw.SQLITE_OPEN_MAIN_DB | apsw.SQLITE_OPEN_WAL)
@@ -280,12 +278,12 @@ class RefusingFile(apsw.VFSFile):
         self.vfs = vfs
         super().__init__("", name, flags)
 
-    def xWrite(self, data, offset):
+    def xWrite(self, data, offset):  # noqa: N802  as apsw has it
         if self.vfs.error:
             raise self.vfs.error()
         super().xWrite(data, offset)
 
-    def xSync(self, flags):
+    def xSync(self, flags):  # noqa: N802  as apsw has it
         if self.vfs.error:
             raise self.vfs.error()
         super().xSync(flags)
@@ -388,9 +386,9 @@ def test_a_disk_that_others_fill_is_given_the_ballast_and_read_on_when_there_is_
     """The disk itself is full long before the budget is used up."""
     path = tmp_path / "d" / "j"
     path.parent.mkdir()
-    disk = SmallDisk(path.parent, 64 << 20)
+    disk, ballast = SmallDisk(path.parent, 64 << 20), f"{path}.ballast"
 
-    with refusing_disk() as (vfs, open_database):
+    with refusing_disk() as (_, open_database):
 
         def write(self, data, offset):
             grows = offset + len(data) > self.xFileSize()
@@ -403,16 +401,15 @@ def test_a_disk_that_others_fill_is_given_the_ballast_and_read_on_when_there_is_
 
             async def script(recorder, driver, clock):
                 await asyncio.sleep(2 * 3600)
-                ballast = Path(f"{path}.ballast")
-                assert ballast.stat().st_size == recorder.space.budget.ballast
+                assert disk.size(ballast) == recorder.space.budget.ballast
                 disk.others = disk.total - bytes_of(path)
                 await asyncio.sleep(6 * 3600)
-                assert not ballast.exists(), "given up"
+                assert disk.size(ballast) is None, "given up"
                 assert recorder.space.budget.stage in {Stage.THINNING, Stage.ENERGY, Stage.NOTHING}
                 assert recorder.committed == recorder.size, "the ballast's room took what was signed"
                 disk.others = 0
                 await asyncio.sleep(3600)
-                assert ballast.exists()
+                assert disk.size(ballast)
                 assert recorder.space.budget.stage is Stage.ALL
                 readings, polls = recorder.readings, driver.polls
                 await asyncio.sleep(600)

@@ -91,7 +91,7 @@ MIGRATIONS = (
         detail TEXT NOT NULL,
         receipt BLOB NOT NULL      -- COSE_Sign1
     ) STRICT;
-    PRAGMA application_id = 1161970252; -- "EBJL"
+    PRAGMA application_id = 1161972300; -- "EBJL"
     """,
 )
 """Applied in order; ``PRAGMA user_version`` counts those that were. Never change one that was released."""
