@@ -20,7 +20,7 @@ logger = logging.getLogger("energybid.agent")
 
 MEASURES = 256
 """The usage is measured anew when a 256th of the budget was written."""
-CHECK_EVERY_S = 60.0
+CHECK_EVERY_S = 15.0
 """And so often, for the disk may be filled by others."""
 PRUNE_ROUNDS = 64
 """Most transactions of pruning in one go; the next measure goes on."""

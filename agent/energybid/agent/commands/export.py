@@ -14,6 +14,7 @@ from energybid.core import exit_codes
 from energybid.core.entries import Declaration, Reading
 from energybid.core.errors import EnergybidError
 from energybid.core.quantities import ClockState, Obis, Status, decimal_text
+from energybid.core.timeline import Corrected, Timeline
 
 HELP = "write a journal's readings into a plain SQLite database for people"
 EXAMPLES = """\
@@ -50,10 +51,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def rows(source: apsw.Connection, path: str) -> Iterator[dict[str, Any]]:
-    """One row a value; ``value`` is exact decimal text."""
+    """One row a value; ``value`` is exact decimal text, ``corrected_ms`` the best time (docs/formats.md §8)."""
     journal = Journal(source, path, check=False)
     for epoch in journal.epochs():
         declarations: dict[int, Declaration] = {}
+        line = _timeline(journal, epoch)
         for segment in journal.segments(epoch.number, 0):
             for sequence, entry in enumerate(segment.entries(), segment.first):
                 if isinstance(entry, Declaration):
@@ -61,10 +63,21 @@ def rows(source: apsw.Connection, path: str) -> Iterator[dict[str, Any]]:
                 elif isinstance(entry, Reading):
                     declaration = declarations.get(entry.declaration)
                     if declaration:
-                        yield from _values(epoch, sequence, declaration, entry)
+                        yield from _values(epoch, sequence, declaration, entry, line.correct(entry))
 
 
-def _values(epoch: EpochRow, sequence: int, declaration: Declaration, reading: Reading) -> Iterator[dict[str, Any]]:
+def _timeline(journal: Journal, epoch: EpochRow) -> Timeline:
+    """A first pass: a reading's time may be corrected by what comes after it."""
+    line = Timeline()
+    for segment in journal.segments(epoch.number, 0):
+        for sequence, entry in enumerate(segment.entries(), segment.first):
+            line.add(sequence, entry)
+    return line
+
+
+def _values(
+    epoch: EpochRow, sequence: int, declaration: Declaration, reading: Reading, corrected: Corrected
+) -> Iterator[dict[str, Any]]:
     quantities = declaration.groups[reading.group][1]
     marks = reading.status or (0,) * len(reading.values)
     for (obis, unit, exponent, _), value, mark in zip(quantities, reading.values, marks, strict=True):
@@ -74,6 +87,8 @@ def _values(epoch: EpochRow, sequence: int, declaration: Declaration, reading: R
             "meter": declaration.meter,
             "time_ms": reading.time_ms,
             "clock": ClockState(reading.clock).name.lower(),
+            "corrected_ms": corrected.time_ms,
+            "uncertainty_ms": corrected.uncertainty_ms,
             "obis": str(Obis(obis)),
             "value": None if value is None else decimal_text(value, exponent),
             "unit": unit,
