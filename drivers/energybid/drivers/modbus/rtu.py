@@ -2,7 +2,8 @@
 
 A reply counts only if unit, function, byte count and CRC are those asked for. What RTU can not tell apart is a late
 reply of the same unit and function from the answer: after a time-out nothing is asked of that unit and function until
-the line's lateness has passed. Other units go on meanwhile.
+the line's lateness has passed. Other units go on meanwhile. A reply that comes twice would likewise pass for the answer
+to the next request of the same shape: such a request waits until the line has been quiet for a moment.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 SILENCE_CHARACTERS = 3.5
 FAST_BAUD, FAST_SILENCE_S = 19_200, 0.00175
 """Above this rate the silence is fixed (V1.02 §2.5.1.1)."""
+REPEAT_S, REPEAT_CHARACTERS = 0.02, 17
+"""A reply that is sent twice shows its second life within the longer of these: what an adapter holds back (16 ms), what
+a receive buffer collects (16 characters)."""
 QUIET_S = 0.05
 """Silence that ends noise: longer than adapters and operating systems hold back a part of a frame (16 ms)."""
 
@@ -46,11 +50,16 @@ class RtuLink(Link):
         """When the line has been silent long enough for the next request."""
         self._late: dict[tuple[int, int], float] = {}
         """(unit, function) that may still answer late → until when."""
+        self._last: tuple[int, int, int] | None = None
+        """Unit, function and size of the last reply; size 0 for an exception, which looks the same for every size."""
+        self._repeated_at = -NEVER
+        """When it would have shown again, had it been sent twice."""
 
     def _reset(self) -> None:
         # An earlier life of this process may have asked something that is answered only now.
         self._free_at = self._loop.time() + self._plan.lateness_s
         self._late.clear()
+        self._last = None
         self._finder.forget()
 
     def _under_way(self) -> list[tuple[Exchange, int]]:
@@ -68,11 +77,19 @@ class RtuLink(Link):
         for exchange in self._pending:
             asked = exchange.asked[exchange.sent]
             passed_at = self._late.get((asked.unit, asked.function), -NEVER)
+            if self._looks_like_last(asked):
+                passed_at = max(passed_at, self._repeated_at)
             if now >= passed_at:
                 self._send(transport, exchange, asked, now)
                 return
             earliest = min(earliest, passed_at)
         self._wake_at(earliest)
+
+    def _looks_like_last(self, asked: Asked) -> bool:
+        return self._last is not None and self._last in (
+            (asked.unit, asked.function, asked.size),
+            (asked.unit, asked.function, 0),
+        )
 
     def _send(self, transport: asyncio.Transport, exchange: Exchange, asked: Asked, now: float) -> None:
         index = exchange.sent
@@ -105,7 +122,10 @@ class RtuLink(Link):
                 self._free_at = now + QUIET_S
             self._current = None
             self._proven = True
-            exchange.answer(index, asked.outcome(frame.unit, frame.pdu), now, self._platform.now_ns())
+            outcome = asked.outcome(frame.unit, frame.pdu)
+            self._last = asked.unit, asked.function, asked.size if isinstance(outcome, bytes) else 0
+            self._repeated_at = now + max(REPEAT_S, REPEAT_CHARACTERS * self._character_s)
+            exchange.answer(index, outcome, now, self._platform.now_ns())
             self._pump_now()
             return
         if self._finder.corrupt:
