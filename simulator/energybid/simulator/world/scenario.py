@@ -167,8 +167,8 @@ class Scenario(Settings):
     """Of each meter at most, taken from all over its profile."""
     interval: Duration = Field(60.0, ge=1, le=3600)
     """Between two polls of a meter."""
-    commit_interval: Duration = Field(5.0, ge=0, le=3600)
-    batch_interval: Duration = Field(180.0, ge=0, le=3600)
+    commit_interval: Duration = Field(15.0, ge=0, le=3600)
+    batch_interval: Duration = Field(300.0, ge=0, le=3600)
     keep: Duration = Field(60 * 86400.0, ge=0)
     """Acknowledged history on the gateways; a head-end that loses more can not be refilled."""
     faults: Faults = Faults()
