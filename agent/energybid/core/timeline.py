@@ -1,10 +1,10 @@
 """Timeline: the best time of a reading, from the clock entries of its log (docs/formats.md §8). Pure.
 
 A gateway without a battery for its clock starts in 1970, or wherever it stopped. Entries keep what the wall clock
-showed; this says what it should have shown. Moments at which the wall clock was synchronised are *anchors*: pairs of monotonic
-and wall time of one boot. A time that was taken while the clock was not synchronised is counted from the nearest anchor
-of the same boot by the monotonic clock, which never steps; what that clock may have drifted meanwhile is the
-uncertainty. A synchronised time stands as it is.
+showed; this says what it should have shown. Moments at which the wall clock was synchronised are *anchors*: pairs of
+monotonic and wall time of one boot. A time that was taken while the clock was not synchronised is counted from the
+nearest anchor of the same boot by the monotonic clock, which never steps; what that clock may have drifted meanwhile is
+the uncertainty. A synchronised time stands as it is.
 """
 
 from bisect import bisect_left
