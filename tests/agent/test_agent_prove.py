@@ -189,6 +189,13 @@ def test_both_databases_say_the_same_of_the_log(site):
     journal.close()
 
 
+def test_a_copy_of_a_journal_that_is_in_no_wal_mode(site, capsys):
+    apsw.Connection(str(site.path)).execute("VACUUM INTO 'copy.db'")
+    made, checked = proven(capsys, "copy.db", "--meter", "main")
+    assert (made["meter"], checked["verified"]) == ("main", True)
+    energybid(capsys, "verify", "copy.db", "--key", "log.pub.pem", "--key", "headend.pub.pem")
+
+
 # ---------------------------------------------------------------- consistency
 
 

@@ -218,12 +218,13 @@ class Journal:
 
     def _prepare(self, wal_pages: int, *, migrate: bool) -> None:
         run = self._database.execute
-        run("PRAGMA page_size = 512")  # a commit writes whole pages, twice
-        run("PRAGMA journal_mode = WAL")
-        run("PRAGMA synchronous = FULL")
+        if migrate:  # else it may be a copy in another mode, which can be read and not changed
+            run("PRAGMA page_size = 512")  # a commit writes whole pages, twice
+            run("PRAGMA journal_mode = WAL")
+            run("PRAGMA synchronous = FULL")
+            run(f"PRAGMA wal_autocheckpoint = {wal_pages}")
+            run(f"PRAGMA journal_size_limit = {wal_pages * FRAME}")  # a log that a long reader made grow shrinks again
         run("PRAGMA cache_size = -512")
-        run(f"PRAGMA wal_autocheckpoint = {wal_pages}")
-        run(f"PRAGMA journal_size_limit = {wal_pages * FRAME}")  # a log that a long reader made grow shrinks again
         (self.version,) = next(run("PRAGMA user_version"))
         if self.version > len(MIGRATIONS):
             raise JournalError(
