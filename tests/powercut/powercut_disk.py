@@ -12,7 +12,7 @@ from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
-from powercut_recorder import Link, Mark, Operation, Sync, Truncate, Unlink, Write
+from powercut_recorder import Forget, Link, Mark, Operation, Sync, Truncate, Unlink, Write
 
 SECTOR = 512
 
@@ -64,6 +64,8 @@ class Disk:
                 if folder:
                     self._names = self._entries(len(self._folder))
                     self._folder.clear()
+            case Forget(file):
+                self._pending.pop(file, None)
             case Mark():
                 pass
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from energybid.agent.journal import Acknowledged, Commit, Journal
 from energybid.core.cose import PrivateKey
 from energybid.core.entries import Epoch, Reading
+from energybid.core.errors import JournalStalledError
 from energybid.core.evidence import Receipt, sign_receipt
 from energybid.core.log import Log
 from powercut_disk import Image
@@ -30,6 +31,20 @@ class State(NamedTuple):
     counter: int
     entries: int
     """Committed so far, over the whole history."""
+
+
+class Spoilt(NamedTuple):
+    """What is wrong with the journal's world, on purpose."""
+
+    deaf: bool = False
+    """The disk lies about syncs: committed entries must be lost."""
+    synchronous: str | None = None
+    """Spoils the journal's own setting: committed entries must be lost."""
+    failing: bool = False
+    """Some syncs fail, and what they were to cover is forgotten: nothing may be lost."""
+
+
+GOOD = Spoilt()
 
 
 class History(NamedTuple):
@@ -61,6 +76,8 @@ class Life:
 
     def __init__(self, open_database, path, random):
         self.open_database, self.path, self.random = open_database, str(path), random
+        self.refused = 0
+        """Times that the disk refused and the same was tried again."""
         self.wal_pages = random.choice((4, 10, 30))
         self.open()
 
@@ -83,9 +100,19 @@ class Life:
         head = self.journal.head
         return State(rows(self.journal), head.counter if head else 0, entries)
 
+    def stored(self, method, *arguments, **named):
+        """What a method of the journal returns, as soon as the disk lets it."""
+        for _ in range(20):
+            try:
+                return method(*arguments, **named)
+            except JournalStalledError:
+                self.refused += 1
+        return method(*arguments, **named)
+
     def begin_epoch(self):
         random = self.random
-        self._continue(self.journal.begin_epoch(id_=random.randbytes(16), origin=ORIGIN, secret=random.randbytes(32)))
+        named = {"id_": random.randbytes(16), "origin": ORIGIN, "secret": random.randbytes(32)}
+        self._continue(self.stored(self.journal.begin_epoch, **named))
 
     def seal(self, entries, acknowledged=None):
         """Append and sign; what ``Journal.commit`` is to store."""
@@ -101,7 +128,7 @@ class Life:
         count = count or self.random.choice((1, 1, 1, 1, 1, 1, 2, 2, 3, 4, 4, 60))
         entries = [reading(self.random) for _ in range(count)]
         commit = self.seal(entries, acknowledged)
-        self.journal.commit(commit)
+        self.stored(self.journal.commit, commit)
         return len(commit.entries)
 
     def receipt(self):
@@ -120,9 +147,9 @@ class Life:
         if self.log is None or kind < 0.04:
             self.begin_epoch()
         elif kind < 0.14 and (mark := self.receipt()):
-            self.journal.acknowledge(mark)
+            self.stored(self.journal.acknowledge, mark)
         elif kind < 0.24:
-            self.journal.prune(LATER_MS)
+            self.stored(self.journal.prune, LATER_MS)
         elif kind < 0.28:
             self.journal.close()
             self.open()
@@ -142,7 +169,7 @@ def files(folder, image):
     yield path
 
 
-def record(folder, image, seed, steps, *, deaf=False, synchronous=None):
+def record(folder, image, seed, steps, spoilt=GOOD):
     """Live on from an image.
 
     Args:
@@ -150,21 +177,21 @@ def record(folder, image, seed, steps, *, deaf=False, synchronous=None):
         image: What the disk holds at the start.
         seed: Of what happens, text.
         steps: How many things happen.
-        deaf: The disk lies about syncs.
-        synchronous: Spoils the journal's own setting.
+        spoilt: What is wrong.
     """
     random = Random(f"{seed} life")
     seed_sqlite(f"{seed} sqlite")
     with files(folder, image) as path:
-        recorder = Recorder(path, deaf=deaf)
+        recorder = Recorder(path, deaf=spoilt.deaf)
         life = Life(recorder.open_database, path, random)
+        recorder.failing = Random(f"{seed} failing") if spoilt.failing else None
         states: list[State] = []
         entries = 0
         for _ in range(steps):
             states.append(life.state(entries))
             recorder.operations.append(Mark(len(states) - 1))
-            if synchronous:
-                life.journal._database.execute(f"PRAGMA synchronous = {synchronous}")
+            if spoilt.synchronous:
+                life.journal._database.execute(f"PRAGMA synchronous = {spoilt.synchronous}")
             entries += life.step()
         states.append(life.state(entries))
         operations = [*recorder.operations, Mark(len(states) - 1)]

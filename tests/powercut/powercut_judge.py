@@ -12,7 +12,7 @@ import apsw
 from energybid.agent.verify import verify_journal
 from energybid.core.errors import JournalError
 from powercut_disk import Disk, Image, ways
-from powercut_history import HEADEND, KEY, History, Life, files, record
+from powercut_history import GOOD, HEADEND, KEY, History, Life, files, record
 from powercut_recorder import Mark
 
 LIVES = 3
@@ -61,9 +61,9 @@ def memory() -> Iterator[Path]:
 class Campaign:
     """All lives of one seed, and a sample of their cuts."""
 
-    def __init__(self, seed, folder, *, deaf=False, synchronous=None, steps=STEPS):
+    def __init__(self, seed, folder, spoilt=GOOD, *, steps=STEPS):
         self.seed, self.folder = seed, folder
-        self._spoil = {"deaf": deaf, "synchronous": synchronous}
+        self._spoilt = spoilt
         self._steps = steps
         self._verified: set[bytes] = set()
 
@@ -71,12 +71,12 @@ class Campaign:
         """The histories, each beginning with what a cut near the end of the one before left."""
         image: Image = {}
         for number in range(LIVES):
-            history = record(self.folder, image, f"{self.seed} {number}", self._steps, **self._spoil)
+            history = record(self.folder, image, f"{self.seed} {number}", self._steps, self._spoilt)
             yield number, history
             random = Random(f"{self.seed} {number} survives")
             operation = random.randint(len(history.operations) * 9 // 10, len(history.operations))
-            image = next(image for cut, image, _ in self.cuts(number, history, operation) if cut.way >= 0)
-            if any(self._spoil.values()):
+            image = random.choice([image for _, image, _ in self.cuts(number, history, operation)])
+            if self._spoilt.deaf or self._spoilt.synchronous:
                 return  # what follows from a spoilt journal tells nothing
 
     def cuts(self, life, history, only=None):

@@ -4,8 +4,8 @@ Only what changes files is recorded. Locks, shared memory and reads are the real
 """
 # ruff: noqa: N802  methods are named as SQLite names them
 
-import random
 from pathlib import Path
+from random import Random
 from typing import NamedTuple
 
 import apsw
@@ -47,13 +47,20 @@ class Sync(NamedTuple):
     """So are the folder's entries: SQLite's unix VFS syncs it at the first sync of a journal that it created."""
 
 
+class Forget(NamedTuple):
+    """A sync failed, and what it was to cover is gone although the program can still read it: as Linux does since 4.13
+    (a page that could not be written counts as clean)."""
+
+    file: int
+
+
 class Mark(NamedTuple):
     """The journal's method returned: what it stored must not be lost from here on."""
 
     state: int
 
 
-Operation = Link | Unlink | Write | Truncate | Sync | Mark
+Operation = Link | Unlink | Write | Truncate | Sync | Forget | Mark
 
 
 class Recorder(apsw.VFS):
@@ -63,12 +70,24 @@ class Recorder(apsw.VFS):
         """Record the database at ``path``; a deaf one swallows syncs, as a card that lies does."""
         self.operations: list[Operation] = []
         self.deaf = deaf
+        self.failing: Random | None = None
+        """Some commits fail at their sync."""
         self.path = str(path)
         self.name = f"recorder-{id(self)}"
         endings = ("", "-wal", "-journal")
         self.files = {ending: number for number, ending in enumerate(endings) if Path(self.path + ending).exists()}
         self.made = len(endings)
         super().__init__(self.name, "unix")
+
+    def fails(self, file):
+        """Whether a sync is to fail. Only one of a commit: an exception in a checkpoint of the WAL would come out of
+        the commit that led to it, which an error of SQLite's own VFS does not do."""
+        return (
+            self.failing is not None
+            and file == self.files.get("-wal")
+            and isinstance(self.operations[-1], Write)
+            and self.failing.random() < 0.3
+        )
 
     def open_database(self, path):
         """As ``Platform.open_database``."""
@@ -110,6 +129,11 @@ class RecordedFile(apsw.VFSFile):
         self._recorder.operations.append(Truncate(self._file, newsize))
 
     def xSync(self, flags):
+        if self._recorder.fails(self._file):
+            self._recorder.operations.append(Forget(self._file))
+            error = apsw.IOError("the sync failed")
+            error.extendedresult = apsw.SQLITE_IOERR_FSYNC
+            raise error
         if not self._recorder.deaf:  # the record is all that counts: the recording itself needs no durable disk
             self._recorder.operations.append(Sync(self._file, self._folder))
             self._folder = False
@@ -119,7 +143,7 @@ class _Chance(apsw.VFS):
     """The system's VFS with seeded entropy."""
 
     def __init__(self, seed):
-        self._random = random.Random(seed)
+        self._random = Random(seed)
         super().__init__("seeded", "unix", makedefault=True)
 
     def xRandomness(self, numbytes):

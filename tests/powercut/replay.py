@@ -9,6 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from powercut_history import Spoilt
 from powercut_judge import Campaign, Cut, memory
 
 
@@ -17,10 +18,12 @@ def main() -> int:
     parser.add_argument("cut", type=Cut.parse, help="seed:life:operation:way, as a failing test names it")
     parser.add_argument("--keep", type=Path, help="folder for the files as the power cut left them")
     parser.add_argument("--synchronous", help="the journal of the twin: NORMAL or OFF")
+    parser.add_argument("--failing", action="store_true", help="some syncs fail, and what they covered is forgotten")
     parser.add_argument("--deaf", action="store_true", help="the disk of the twin, which lies about syncs")
     arguments = parser.parse_args()
     with memory() as folder:
-        campaign = Campaign(arguments.cut.seed, folder, deaf=arguments.deaf, synchronous=arguments.synchronous)
+        spoilt = Spoilt(arguments.deaf, arguments.synchronous, arguments.failing)
+        campaign = Campaign(arguments.cut.seed, folder, spoilt)
         lost, fault, image = campaign.replay(arguments.cut)
     if arguments.keep:
         arguments.keep.mkdir(parents=True, exist_ok=True)

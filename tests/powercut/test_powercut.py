@@ -14,31 +14,34 @@ from energybid.agent.journal import Journal
 from hypothesis import given
 from hypothesis import strategies as st
 from powercut_disk import SECTOR, Disk, ways
+from powercut_history import Spoilt
 from powercut_judge import Campaign, Cut, Found, memory
-from powercut_recorder import Link, Mark, Sync, Truncate, Unlink, Write
+from powercut_recorder import Forget, Link, Mark, Sync, Truncate, Unlink, Write
 
 SEEDS = int(os.environ.get("ENERGYBID_POWER_SEEDS", "12"))
 CUTS = 10_000
 """Different disks that must be judged at the least, over all seeds."""
-SHARE = float(os.environ.get("ENERGYBID_POWER_SHARE", "0.19"))
+SHARE = float(os.environ.get("ENERGYBID_POWER_SHARE", "0.075"))
 """Of all cuts of a seed's lives, how many are judged."""
 
 totals = Found(0, 0, 0, [])
 
 
+@pytest.mark.parametrize("failing", [False, True], ids=["good", "syncs-fail"])
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_no_power_cut_loses_what_was_committed(seed):
+def test_no_power_cut_loses_what_was_committed(seed, failing):
     global totals  # noqa: PLW0603  the last test prints their sum
     with memory() as folder:
-        found = Campaign(seed, folder).run(SHARE)
+        found = Campaign(seed, folder, Spoilt(failing=failing)).run(SHARE)
     totals = Found(*(a + b for a, b in zip(totals, found, strict=True)))
-    assert not found.faults, explained(found.faults[0])
+    assert not found.faults, explained(found.faults[0], failing)
     assert found.lost == 0
 
 
-def explained(fault):
+def explained(fault, failing):
     cut, what = fault
-    return f"cut {cut}: {what}\nreplay it: .venv/bin/python tests/powercut/replay.py {cut}"
+    flag = " --failing" if failing else ""
+    return f"cut {cut}: {what}\nreplay it: .venv/bin/python tests/powercut/replay.py {cut}{flag}"
 
 
 def test_the_cuts_were_many(record_property, capsys):
@@ -55,14 +58,14 @@ def test_the_cuts_were_many(record_property, capsys):
 
 @pytest.mark.parametrize(
     ("spoilt", "least"),
-    [({"synchronous": "NORMAL"}, 0.1), ({"synchronous": "OFF"}, 0.3), ({"deaf": True}, 0.3)],
+    [(Spoilt(synchronous="NORMAL"), 0.1), (Spoilt(synchronous="OFF"), 0.3), (Spoilt(deaf=True), 0.3)],
     ids=["synchronous-normal", "synchronous-off", "a-disk-that-lies"],
 )
 def test_a_spoilt_journal_is_caught(spoilt, least, capsys):
     """The twins of the test above: without the syncs, much is lost, and the judge sees it."""
     with memory() as folder:
-        campaign = Campaign(2, folder, **spoilt)
-        found = campaign.run(SHARE)
+        campaign = Campaign(2, folder, spoilt)
+        found = campaign.run(0.2)
         with capsys.disabled():
             sys.stdout.write(
                 f"\n{spoilt}: {len(found.faults)} of {found.cuts} cuts lose {found.lost} committed entries\n"
@@ -94,29 +97,33 @@ def test_the_lives_hold_what_a_journal_goes_through(capsys):
     """A campaign proves nothing about what never happens in it."""
     seen = Counter()
     with memory() as folder:
-        for _, history in (life for seed in range(SEEDS) for life in Campaign(seed, folder).lives()):
-            names = dict(enumerate(("database", "WAL", "rollback journal")))
-            for before, operation in pairwise([Mark(0), *history.operations]):
-                match operation:
-                    case Link(name, file):
-                        names[file] = {"": "database", "-wal": "WAL", "-journal": "rollback journal"}[name]
-                        seen[f"{names[file]} created"] += 1
-                    case Unlink("-wal"):
-                        seen["WAL removed at close"] += 1
-                    case Write(file, 0) if names[file] == "WAL":
-                        seen["WAL begun again"] += 1
-                    case Truncate(file) if names[file] == "WAL":
-                        seen["WAL cut to its limit"] += 1
-                    case Sync(file) if names[file] == "database" and isinstance(before, Write | Truncate):
-                        seen["checkpoint of the WAL into the database"] += 1
-                    case Truncate(file) if names[file] == "database":
-                        seen["size of the database set"] += 1
-                    case Mark():
-                        seen["step"] += 1
+        for seed in range(SEEDS):
+            for _, history in Campaign(seed, folder, Spoilt(failing=True)).lives():
+                seen.update(happenings(history))
     with capsys.disabled():
         sys.stdout.write("\n" + ", ".join(f"{number} × {what}" for what, number in sorted(seen.items())) + "\n")
     assert min(seen.values()) >= SEEDS // 2
     assert len(seen) == 9
+
+
+def happenings(history):
+    kinds = {"": "database", "-wal": "WAL", "-journal": "rollback journal"}
+    names = dict(enumerate(kinds.values()))
+    names |= {made.file: kinds[made.name] for made in history.operations if isinstance(made, Link)}
+    for before, operation in pairwise([Mark(0), *history.operations]):
+        match operation:
+            case Link(_, file):
+                yield f"{names[file]} created"
+            case Unlink("-wal"):
+                yield "WAL removed at close"
+            case Write(file, 0) if names[file] == "WAL":
+                yield "WAL begun again"
+            case Truncate(file):
+                yield f"size of the {names[file]} set"
+            case Sync(file) if names[file] == "database" and isinstance(before, Write | Truncate):
+                yield "checkpoint of the WAL into the database"
+            case Forget():
+                yield "failed sync"
 
 
 def test_cuts_have_names():
