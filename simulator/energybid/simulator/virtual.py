@@ -177,13 +177,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if not life.alive:
             return
         life.alive = False
-        for handle in (*self._ready, *(timer for _, _, timer in self._timers)):
-            if handle._context.get(LIFE) is life:  # type: ignore[attr-defined]  # noqa: SLF001
-                handle.cancel()
         for task in sorted(asyncio.all_tasks(self), key=hash):
             if isinstance(task, VirtualTask) and task.life is life:
                 asyncio._unregister_task(task)  # type: ignore[attr-defined]  # noqa: SLF001  "Extending asyncio"
                 self._dead.append(task)  # kept, for a coroutine that is collected runs its ``finally`` blocks
+        for handle in (*self._ready, *(timer for _, _, timer in self._timers)):
+            if handle._context.get(LIFE) is life:  # type: ignore[attr-defined]  # noqa: SLF001
+                handle.cancel()
         ends, life.ends = list(life.ends.values()), {}
         for end in ends:
             end()

@@ -165,9 +165,7 @@ class Gateway:
             log_key=key.pem(),
             headend_key=headend_key.pem(),
             configuration_hash=bytes(32),
-            journal=JournalPlan(
-                path="journal.db", commit_interval_s=scenario.commit_interval, keep_s=scenario.keep
-            ),
+            journal=JournalPlan(path="journal.db", commit_interval_s=scenario.commit_interval, keep_s=scenario.keep),
             uplink=UplinkPlan(
                 settings=settings, batch_interval_s=scenario.batch_interval, window=8, receipt_timeout_s=60.0
             ),

@@ -20,9 +20,7 @@ def facts(outcomes: Sequence[Outcome], cpu_s: float) -> dict[str, Any]:
     failed = [outcome for outcome in outcomes if outcome.violations]
     return {
         "seeds": len(outcomes),
-        "failed": [
-            {"seed": o.seed, "violations": [violation._asdict() for violation in o.violations]} for o in failed
-        ],
+        "failed": [{"seed": o.seed, "violations": [violation._asdict() for violation in o.violations]} for o in failed],
         "gateway_hours": round(hours, 1),
         "cpu_s": round(cpu_s, 1),
         "gateway_hours_per_cpu_hour": round(hours / cpu_s * 3600) if cpu_s else 0,

@@ -142,9 +142,7 @@ class Faults(Settings):
             )
         usual, quiet = cls(), cls.none()
         return cls.model_construct(
-            **{
-                field: getattr(usual if field.startswith(tuple(wanted)) else quiet, field) for field in cls.model_fields
-            }
+            **{field: getattr(usual if field.startswith(tuple(wanted)) else quiet, field) for field in cls.model_fields}
         )
 
     def happenings(self) -> dict[str, Happening]:

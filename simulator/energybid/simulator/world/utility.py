@@ -36,9 +36,7 @@ class _Machine:
 class Utility:
     """The head-end and its database."""
 
-    def __init__(
-        self, broker: Broker, trace: Trace, violated: Callable[[Violation], None], chance: Random
-    ) -> None:
+    def __init__(self, broker: Broker, trace: Trace, violated: Callable[[Violation], None], chance: Random) -> None:
         """Install it; ``service.run`` starts it."""
         self.key = PrivateKey.from_entropy(chance.randbytes(48))
         self.clock = VirtualClock()
@@ -130,4 +128,3 @@ class Utility:
         """What the head-end keeps as evidence."""
         connection = self._copy().open(PATH)
         return [str(row[0]) for row in connection.execute("SELECT kind || ': ' || detail FROM conflict")]
-

@@ -21,7 +21,9 @@ broker, rebuilds log and tree by itself, and says at once what does not fit. It 
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import apsw
 
 from energybid.agent.journal import SEQUENCE_BITS, SEQUENCE_MAX
 from energybid.agent.plan import AgentPlan
@@ -39,17 +41,12 @@ from energybid.simulator.world.trace import Trace
 from energybid.sync import columns
 from energybid.sync.batch import DIGEST_SIZE
 
-if TYPE_CHECKING:
-    import apsw
-
 STEP_MS = 1000
 DISK_BASE, DISK_PER_ENTRY = 2 << 20, 1024
 """Bound of the bytes on a gateway's disk: WAL and empty pages, and what an entry takes at most."""
 ENTRIES_MAX = 65_536
 
-SEGMENTS = (
-    "SELECT key, first, checkpoint, method, columns FROM segment WHERE key > ? ORDER BY key"  # by name: order may change
-)
+SEGMENTS = "SELECT key, first, checkpoint, method, columns FROM segment WHERE key > ? ORDER BY key"  # by name: order may change
 
 
 class Violation(NamedTuple):
@@ -132,7 +129,10 @@ class GatewayWatch:
         self._trace = trace
         self._violated = violated
         self._requests = {
-            meter.name: [[_Request((r.function, r.first, r.count), tuple(r.first + f.offset for f in r.fields)) for r in group] for group in meter.map.groups]
+            meter.name: [
+                [_Request((r.function, r.first, r.count), tuple(r.first + f.offset for f in r.fields)) for r in group]
+                for group in meter.map.groups
+            ]
             for bus in plan.buses
             for meter in bus.meters
             if isinstance(meter.map, ModbusMap)
@@ -158,7 +158,7 @@ class GatewayWatch:
 
     # ------------------------------------------------------------ commits
 
-    def committed(self, database: "apsw.Connection", disk_bytes: int) -> None:
+    def committed(self, database: apsw.Connection, disk_bytes: int) -> None:
         """A transaction is durable: look at what is new in it."""
         newest = self.newest
         known = newest.number if newest else 0
@@ -175,8 +175,14 @@ class GatewayWatch:
         if disk_bytes > DISK_BASE + DISK_PER_ENTRY * entries:
             self._wrong("bounds", f"{disk_bytes} bytes on the disk for {entries} entries")
 
-    def reopened(self, database: "apsw.Connection", disk_bytes: int) -> None:
+    def reopened(self, database: apsw.Connection, disk_bytes: int) -> None:
         """An agent opens the disk anew: everything that was committed must be there."""
+        try:
+            self._reopened(database, disk_bytes)
+        except apsw.Error as error:
+            self._wrong("lost", f"after a restart the journal can not be read: {error}")
+
+    def _reopened(self, database: apsw.Connection, disk_bytes: int) -> None:
         ((tables,),) = database.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'segment'")
         if not tables:
             if self.epochs:
@@ -303,7 +309,9 @@ class GatewayWatch:
             return
         self._trace.event("receipt", f"{self.origin} {receipt.size}", message)
         if receipt.size > durable.get(receipt.epoch, 0):
-            self._wrong("premature", f"a receipt over {receipt.size}; the head-end holds {durable.get(receipt.epoch, 0)}")
+            self._wrong(
+                "premature", f"a receipt over {receipt.size}; the head-end holds {durable.get(receipt.epoch, 0)}"
+            )
         epoch = self.epochs.get(receipt.epoch)
         if epoch is None or epoch.roots.get(receipt.size) != receipt.root:
             self._wrong("root", f"the receipt at {receipt.size} has another root than the gateway")
@@ -334,5 +342,3 @@ class GatewayWatch:
                 break
         if len(stored) != epoch.size:
             self._wrong("delivered", f"{epoch.size} entries are in the log, {len(stored)} at the head-end")
-
-

@@ -22,7 +22,9 @@ TCP_DELAY_S = 0.0003, 0.003
 class Wire(asyncio.Transport):
     """One end of a connection. What is written arrives at the other end's protocol, in order."""
 
-    def __init__(self, protocol: asyncio.Protocol, context: Context, chance: Random, delay_s: tuple[float, float]) -> None:
+    def __init__(
+        self, protocol: asyncio.Protocol, context: Context, chance: Random, delay_s: tuple[float, float]
+    ) -> None:
         """Make an end; ``join`` makes two of them a connection.
 
         Args:

@@ -1,0 +1,167 @@
+"""Each invariant of the world catches the code that breaks it: the product is changed while it runs."""
+
+import types
+from contextlib import contextmanager
+
+import pytest
+from energybid.agent import journal, recorder, upload
+from energybid.agent.judgement import Judge
+from energybid.agent.polling import BusPoller
+from energybid.core import log
+from energybid.drivers.modbus import driver, rtu
+from energybid.headend.ledger import Ledger
+from energybid.headend.store import Store
+from energybid.simulator.world import watch
+from energybid.simulator.world.scenario import Faults, Scenario
+from energybid.simulator.world.world import simulate
+
+
+def scenario(happenings=(), *, serial=None, **settings) -> Scenario:
+    """A world in which only these happen; "name per_day least most" each."""
+    faults = Faults.none().model_dump(mode="python")
+    quiet = {name: value for name, value in faults.items() if isinstance(value, float)}
+    chosen = {}
+    for line in happenings:
+        name, per_day, least, most = line.split(",")
+        chosen[name] = {"per_day": float(per_day), "least": least, "most": most}
+    silent = {name: {"per_day": 0.0} for name in Faults.kinds() if name not in {"tcp", "serial"}}
+    table = {**quiet, **silent, **chosen, "tcp": {}, "serial": serial or {}}
+    return Scenario.model_validate({"faults": table, **settings})
+
+
+def violated(days: float, world: Scenario, seed: int = 1) -> set[str]:
+    return {violation.invariant for violation in simulate(seed, days, world).violations}
+
+
+def test_without_a_change_nothing_is_violated():
+    world = scenario(
+        ["gateway_power_cut,24,5 s,10 s", "clock_steps,24,1 s,1 s", "meter_reset,24,1 s,1 s"],
+        serial={"duplicate": 0.2},
+    )
+    assert violated(0.2, world) == set()
+
+
+def test_gap_an_entry_that_the_journal_forgets(monkeypatch):
+    def forgetful(entries, **rest):
+        return watch.columns.encode(entries[:-1] if len(entries) > 2 else entries, **rest)
+
+    monkeypatch.setattr(journal, "columns", types.SimpleNamespace(**vars(journal.columns) | {"encode": forgetful}))
+    assert "gap" in violated(0.01, scenario())
+
+
+def test_unsent_what_is_not_committed_is_sent(monkeypatch):
+    def lazy(self, statements):
+        if not self._database.in_transaction:
+            self._database.execute("BEGIN IMMEDIATE")
+        for statement, bindings in statements:
+            self._database.execute(statement, bindings)
+
+    monkeypatch.setattr(journal.Journal, "_transaction", lazy)
+    assert "unsent" in violated(0.01, scenario())
+
+
+def test_signature_a_checkpoint_that_is_not_signed(monkeypatch):
+    sign = log.sign_checkpoint
+    monkeypatch.setattr(log, "sign_checkpoint", lambda *parts: sign(*parts)._replace(signature=bytes(64)))
+    assert "signature" in violated(0.01, scenario())
+
+
+def test_root_a_receipt_over_another_root(monkeypatch):
+    sign = Ledger._sign
+    monkeypatch.setattr(
+        Ledger,
+        "_sign",
+        lambda self, gateway, epoch, size, root, after: sign(self, gateway, epoch, size, root[::-1], after),
+    )
+    assert "root" in violated(0.01, scenario())
+
+
+def test_premature_a_receipt_before_the_commit(monkeypatch):
+    @contextmanager
+    def lazy(self):
+        if not self._database.in_transaction:
+            self._database.execute("BEGIN IMMEDIATE")
+        yield
+
+    monkeypatch.setattr(Store, "transaction", lazy)
+    assert "premature" in violated(0.01, scenario())
+
+
+def test_lost_a_commit_that_is_not_synced(monkeypatch):
+    prepare = journal.Journal._prepare
+
+    def careless(self, *rest, **more):
+        prepare(self, *rest, **more)
+        self._database.execute("PRAGMA synchronous = OFF")
+
+    monkeypatch.setattr(journal.Journal, "_prepare", careless)
+    assert "lost" in violated(0.2, scenario(["gateway_power_cut,100,5 s,10 s"]))
+
+
+def test_lost_an_entry_that_the_headend_stores_otherwise(monkeypatch):
+    append = Store.append
+
+    def forging(self, row, canonical, *rest, **more):
+        return append(self, row, [*canonical[:-1], canonical[-1][:-1] + b"\x00"], *rest, **more)
+
+    monkeypatch.setattr(Store, "append", forging)
+    assert "lost" in violated(0.01, scenario())
+
+
+def test_value_a_wrong_number(monkeypatch):
+    sample = driver._sample
+
+    def wrong(*parts):
+        right = sample(*parts)
+        return right._replace(values=(1, *right.values[1:]))
+
+    monkeypatch.setattr(driver, "_sample", wrong)
+    assert "value" in violated(0.01, scenario())
+
+
+def test_value_an_answer_that_came_twice(monkeypatch):
+    monkeypatch.setattr(rtu, "REPEAT_S", 0.0)
+    monkeypatch.setattr(rtu, "REPEAT_CHARACTERS", 0)
+    world = scenario(serial={"duplicate": 0.3}, serial_meters=4, interval="10 s")
+    assert "value" in violated(0.2, world)
+
+
+def test_decrease_a_counter_that_goes_back_unmarked(monkeypatch):
+    monkeypatch.setattr(Judge, "__call__", lambda _, sample: sample)
+    assert "decrease" in violated(0.2, scenario(["meter_reset,100,1 s,1 s"]))
+
+
+def test_clock_a_jump_that_nothing_tells(monkeypatch):
+    monkeypatch.setattr(recorder.Recorder, "_clock_changed", lambda *_: None)
+    assert "clock" in violated(0.2, scenario(["clock_steps,100,1 s,1 s"]))
+
+
+def test_bounds_a_window_without_an_end(monkeypatch):
+    monkeypatch.setattr(upload.Window, "add", lambda self, end, _now_s: setattr(self, "sent", end))
+    assert "bounds" in violated(0.2, scenario(["headend_killed,100,30 min,30 min"], batch_interval="10 s"))
+
+
+def test_bounds_a_disk_that_fills(monkeypatch):
+    monkeypatch.setattr(watch, "DISK_BASE", 1000)
+    monkeypatch.setattr(watch, "DISK_PER_ENTRY", 1)
+    assert "bounds" in violated(0.01, scenario())
+
+
+def test_refused_a_batch_that_is_damaged(monkeypatch):
+    encode = upload.encode_batch
+    monkeypatch.setattr(upload, "encode_batch", lambda **parts: encode(**parts)[:-1] + b"\x00")
+    assert violated(0.05, scenario()) & {"refused", "delivered"}
+
+
+def test_stopped_an_agent_that_stumbles(monkeypatch):
+    def stumble(*_):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(BusPoller, "_recovered", stumble)
+    assert "stopped" in violated(0.2, scenario(["meter_dead,100,2 min,5 min"]))
+
+
+def test_delivered_a_restored_headend_that_shows_its_old_receipt(monkeypatch):
+    receipts = Ledger._receipts
+    monkeypatch.setattr(Ledger, "_receipts", lambda self, wanted, **_: receipts(self, wanted))
+    assert "delivered" in violated(0.5, scenario(["headend_restored,12,1 s,1 min"]))

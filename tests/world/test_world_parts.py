@@ -1,0 +1,368 @@
+"""The parts of the world, one by one: they must be as unkind as the real ones, and no unkinder."""
+
+import asyncio
+import random
+
+import apsw
+import pytest
+from energybid.core.errors import BusDownError, ConfigurationError, JournalError, UplinkDownError
+from energybid.core.ports import TcpEndpoint, UplinkSettings, Will
+from energybid.drivers.modbus.decode import decoder
+from energybid.drivers.profile import compile_profile, list_profiles, load_profile
+from energybid.simulator.virtual import LIFE, Life, PowerCut, VirtualClock, VirtualOffload, run
+from energybid.simulator.world.broker import Broker
+from energybid.simulator.world.disk import Disk, DiskState, WatchedDatabase
+from energybid.simulator.world.meters import COUNTER_MAX, WorldMeter
+from energybid.simulator.world.scenario import Faults, Scenario, large, load_scenario
+from energybid.simulator.world.wire import Socket, Wiring
+
+# ---------------------------------------------------------------- virtual time
+
+
+def test_an_ended_life_runs_nothing_any_more_not_even_its_finally():
+    said = []
+
+    async def process():
+        asyncio.get_running_loop().call_later(3, said.append, "timer")
+        try:
+            await asyncio.sleep(2)
+            said.append("went on")
+        except BaseException:
+            said.append("except")
+            raise
+        finally:
+            said.append("finally")
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        life = Life()
+        life.ends["connection"] = lambda: said.append("connection lost")
+        task = loop.create_task(process(), context=life.context)
+        await asyncio.sleep(1)
+        loop.end(life)
+        loop.end(life)
+        await asyncio.sleep(10)
+        assert not task.done()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return list(said)
+
+    assert run(main) == ["connection lost"]
+
+
+def test_a_fuse_cuts_a_life_after_so_many_steps():
+    async def main():
+        loop = asyncio.get_running_loop()
+        steps = []
+
+        async def process():
+            for step in range(100):
+                steps.append(step)
+                await asyncio.sleep(0)
+
+        life = Life(lambda: loop.end(life))
+        life.fuse = 10
+        loop.create_task(process(), context=life.context)
+        await asyncio.sleep(1)
+        return len(steps)
+
+    assert run(main) == 9  # to make the task was a step too
+
+
+def test_blocking_work_that_dies_ends_its_life():
+    async def main():
+        cut = []
+        life = Life(lambda: cut.append(LIFE.get()))
+
+        def dies():
+            raise PowerCut
+
+        async def process():
+            await VirtualOffload(random.Random(1))(dies)
+
+        asyncio.get_running_loop().create_task(process(), context=life.context)
+        await asyncio.sleep(1)
+        return cut == [life]
+
+    assert run(main)
+
+
+def test_timers_of_one_moment_fire_in_order_and_cancelled_ones_are_forgotten():
+    async def main():
+        loop, fired = asyncio.get_running_loop(), []
+        for number in range(5):
+            loop.call_at(1.0, fired.append, number)
+        for handle in [loop.call_later(1000, fired.append, "never") for _ in range(1000)]:
+            handle.cancel()
+        await asyncio.sleep(2)
+        assert len(loop._timers) < 300
+        return fired
+
+    assert run(main) == [0, 1, 2, 3, 4]
+
+
+def test_a_deadlock_is_told():
+    with pytest.raises(RuntimeError, match="deadlock in virtual time"):
+        run(asyncio.Event().wait)
+
+
+def test_a_clock_drifts_steps_and_is_set():
+    async def main():
+        clock = VirtualClock()
+        begin = clock.now_ns()
+        clock.drift(1000)
+        await asyncio.sleep(100)
+        drifted = clock.now_ns() - begin
+        clock.drift(0)
+        clock.step(-3600)
+        await asyncio.sleep(100)
+        stepped = clock.now_ns() - begin
+        clock.set(0)
+        return drifted, stepped, clock.now_ns(), clock.true_ns() - begin
+
+    assert run(main) == (100_100_000_000, 200_100_000_000 - 3600 * 10**9, 0, 200 * 10**9)
+
+
+# ---------------------------------------------------------------- disk
+
+
+@pytest.fixture
+def disk():
+    disks = [Disk()]
+    yield disks[0]
+    disks[0].remove()
+
+
+def table(disk, *, synchronous="FULL"):
+    database = disk.open("a.db")
+    database.execute(f"PRAGMA journal_mode = WAL; PRAGMA synchronous = {synchronous}")
+    database.execute("CREATE TABLE IF NOT EXISTS t (x)")
+    return database
+
+
+def rows(disk):
+    return [x for (x,) in disk.open("a.db").execute("SELECT x FROM t ORDER BY x")]
+
+
+def test_what_was_committed_survives_a_power_cut_and_what_was_not_synced_may_not(disk):
+    database = table(disk)
+    database.execute("INSERT INTO t VALUES (1)")
+    database.execute("PRAGMA synchronous = OFF; INSERT INTO t VALUES (2)")
+    found = set()
+    for seed in range(200):
+        disk.chance = random.Random(seed)
+        found.add(tuple(rows(disk.crashed())))
+    assert found == {(1,), (1, 2)}
+    assert rows(disk.copy()) == [1]
+    assert rows(disk.survived()) == [1, 2]
+
+
+def test_a_cut_within_a_write_ends_the_process_with_the_disk_as_it_was(disk):
+    database = WatchedDatabase(table(disk), disk, lambda _: None)
+    disk.cut_after = 3
+    with pytest.raises(PowerCut):
+        database.execute("INSERT INTO t SELECT value FROM json_each('[1, 2, 3]')")
+    assert rows(disk.image) == []
+
+
+@pytest.mark.parametrize("state", [DiskState.FULL, DiskState.READ_ONLY])
+def test_a_disk_that_refuses_and_works_again(disk, state):
+    database = table(disk)
+    disk.state = state
+    with pytest.raises(apsw.Error):
+        for _ in range(100):
+            database.execute("INSERT INTO t VALUES (zeroblob(3000))")
+    with pytest.raises(JournalError):
+        disk.open("other.db").execute("CREATE TABLE t (x)") if state is DiskState.FINE else disk.open("other.db")
+    disk.state = DiskState.FINE
+    database.execute("INSERT INTO t VALUES (1)")
+
+
+# ---------------------------------------------------------------- broker
+
+
+def settings(client, session_s=0):
+    return UplinkSettings(host="b", port=1, client_id=client, session_s=session_s, will=Will("gone", client.encode()))
+
+
+async def collected(link, count):
+    found = []
+    async for message in link.messages():
+        found.append((message.topic, message.payload))
+        if len(found) == count:
+            return found
+    return found
+
+
+def broker(**rates):
+    made = Broker(random.Random(1), lambda *_: None, lambda *_: None)
+    for name, rate in rates.items():
+        setattr(made, name, rate)
+    return made
+
+
+def test_broker_retains_queues_for_sessions_and_publishes_wills():
+    async def main():
+        there = broker()
+        async with there.connect(settings("a", 100)) as a:
+            await a.subscribe(["t/+/log", "gone"])
+        async with there.connect(settings("b")) as b:
+            await b.publish("t/1/log", b"while a was away")
+            await b.publish("kept", b"old", retain=True)
+            await b.publish("kept", b"new", retain=True)
+            there.cut_all("cut")
+            with pytest.raises(UplinkDownError):
+                await b.publish("t/1/log", b"")
+        async with there.connect(settings("a", 100)) as a:
+            first = await collected(a, 2)
+            await a.subscribe(["kept"])
+            return first + await collected(a, 1)
+
+    assert run(main) == [("t/1/log", b"while a was away"), ("gone", b"b"), ("kept", b"new")]
+
+
+def test_broker_forgets_refuses_and_delivers_twice():
+    async def main():
+        there = broker(duplicate_rate=1.0)
+        async with there.connect(settings("a", 100)) as a:
+            await a.subscribe(["t"])
+            await a.publish("t", b"x")
+            assert await collected(a, 2) == [("t", b"x")] * 2
+            await a.publish("t", b"y", retain=True)
+            there.stop(10, forget=True)
+            with pytest.raises(UplinkDownError):
+                await collected(a, 9)
+        with pytest.raises(UplinkDownError):
+            async with there.connect(settings("a", 100)):
+                pass
+        await asyncio.sleep(10)
+        async with there.connect(settings("a", 100)) as a:
+            await a.subscribe(["u"])
+            await a.publish("u", b"only this")
+            return await collected(a, 1)
+
+    assert run(main) == [("u", b"only this")]
+
+
+# ---------------------------------------------------------------- wire
+
+
+class Ear(asyncio.Protocol):
+    def __init__(self):
+        self.heard, self.lost = [], None
+        self.transport = None
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        self.heard.append(data)
+
+    def connection_lost(self, error):
+        self.lost = error or "closed"
+
+
+def test_a_wire_carries_in_order_cuts_and_is_lost():
+    async def main():
+        far = Ear()
+        socket = Socket("host", lambda: far, random.Random(1), serial=False)
+        socket.cut_rate = 1.0
+        wiring = Wiring({"host": socket})
+        near = Ear()
+        await wiring.open(TcpEndpoint(host="host", port=1), lambda: near)
+        for number in range(10):
+            near.transport.write(bytes([number]) * 4)
+            far.transport.write(bytes([number]) * 4)
+        await asyncio.sleep(1)
+        assert b"".join(far.heard) == b"".join(near.heard) == bytes(n for n in range(10) for _ in range(4))
+        assert len(near.heard) == 20
+        socket.refuse(60, silent=True)
+        await asyncio.sleep(0.1)
+        assert near.lost and far.lost
+        begin = asyncio.get_running_loop().time()
+        with pytest.raises(BusDownError):
+            await wiring.open(TcpEndpoint(host="host", port=1), Ear)
+        assert asyncio.get_running_loop().time() - begin > 4
+        await asyncio.sleep(60)
+        await wiring.open(TcpEndpoint(host="host", port=1), Ear)
+
+    run(main)
+
+
+# ---------------------------------------------------------------- meters
+
+
+@pytest.mark.parametrize("name", list_profiles())
+def test_a_meters_answer_is_what_it_remembers_as_decoded_by_the_driver(name):
+    loaded = load_profile(name)
+    now = [0.0]
+    meter = WorldMeter(loaded, random.Random(name), lambda: now[0])
+    _, compiled = compile_profile(loaded, interval_s=60)
+    for now[0] in (1.0, 5000.0, 5_000_000.0):
+        for request in compiled.groups[0]:
+            read = bytes((request.function,)) + request.first.to_bytes(2, "big") + request.count.to_bytes(2, "big")
+            values, status = decoder(request)(meter.respond(read, 0)[2:])
+            [*_, answer] = meter.answered(now[0], now[0] + 1)
+            assert status is None
+            assert tuple(values) == answer.mantissas
+            assert answer.places == tuple(request.first + field.offset for field in request.fields)
+
+
+def test_a_meter_refuses_what_its_model_refuses():
+    meter = WorldMeter(load_profile("eastron-sdm630"), random.Random(1), lambda: 0.0)
+    assert meter.respond(b"\x03\x00\x00\x00\x02", 0) == b"\x83\x01"
+    assert meter.respond(b"\x04\x00\x00\x00", 0) == b"\x84\x03"
+    assert meter.respond(b"\x04\x00\x00\x00\xff", 0) == b"\x84\x03"
+    assert meter.respond(b"\x04\xf0\x00\x00\x02", 0) == b"\x84\x02"
+
+
+def test_counters_reset_roll_over_and_change_with_the_meter():
+    now = [0.0]
+    meter = WorldMeter(load_profile("schneider-iem3155"), random.Random(1), lambda: now[0])
+    energy = b"\x03\x0c\x83\x00\x04"
+
+    def count():
+        return int.from_bytes(meter.respond(energy, 0)[2:], "big")
+
+    first = count()
+    now[0] = 10_000.0
+    assert count() > first > 0
+    meter.near_rollover(10)
+    assert count() == COUNTER_MAX - 10
+    now[0] += 100_000.0
+    assert count() < COUNTER_MAX // 2
+    meter.reset()
+    assert count() == 0
+    meter.swap()
+    assert count() > 0
+
+
+# ---------------------------------------------------------------- scenario
+
+
+def test_faults_by_name():
+    chosen = Faults.chosen("headend,agent_killed")
+    assert {name.split("_")[0] for name in chosen.happenings()} == {"headend", "agent"}
+    assert chosen.tcp.rates() == {}
+    assert Faults.chosen("none").happenings() == {}
+    assert Faults.chosen("all") == Faults()
+    with pytest.raises(ConfigurationError, match="no fault 'nonsense'"):
+        Faults.chosen("agent_killed,nonsense")
+
+
+def test_a_scenario_file_is_checked(tmp_path):
+    path = tmp_path / "scenario.toml"
+    path.write_text('gateways = 2\ninterval = "10 s"\n[faults.agent_killed]\nper_day = 1.0\nmost = "1 s"\n')
+    assert load_scenario(path).faults.agent_killed.per_day == 1.0
+    path.write_text('tcp_meters = 0\nserial_meters = 0\n[faults.disk_full]\nleast = "2 min"\nmost = "1 s"\n')
+    with pytest.raises(ConfigurationError, match="least is more than most"):
+        load_scenario(path)
+    path.write_text("tcp_meters = 0\nserial_meters = 0\n")
+    with pytest.raises(ConfigurationError, match="needs a meter"):
+        load_scenario(path)
+    path.write_text("in_flight = 4\n")
+    with pytest.raises(ConfigurationError, match="wrong_transaction"):
+        load_scenario(path)
+    with pytest.raises(ConfigurationError, match="No such file"):
+        load_scenario(tmp_path / "missing.toml")
+    assert large(Faults()).tcp_meters + large(Faults()).serial_meters == 10
+    assert Scenario().tcp_meters + Scenario().serial_meters == 3

@@ -1,0 +1,73 @@
+"""Whole worlds: they end well, the same seed repeats itself under any hash seed, a failure can be shown again."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from energybid.agent.judgement import Judge
+from energybid.core import exit_codes
+from energybid.agent.cli import main
+from energybid.simulator.world.scenario import Faults, Scenario, small
+from energybid.simulator.world.world import simulate
+
+ENERGYBID = Path(sys.executable).with_name("energybid")
+
+
+def world(*arguments, **environment):
+    command = [ENERGYBID, "simulate", "world", "--json", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_same_seed_has_the_same_trace_whatever_the_hash_seed():
+    runs = [world("--seed", 3, "--days", 0.4, PYTHONHASHSEED=str(seed)) for seed in (1, 2)]
+    assert runs[0]["traces"] == runs[1]["traces"]
+    assert runs[0]["events"] == runs[1]["events"]
+    assert runs[0]["faults"]
+
+
+def test_several_worlds_in_several_processes_are_the_same_as_one_by_one():
+    together = world("--seed", 5, "--seeds", 2, "--jobs", 2, "--days", 0.05)
+    assert together["traces"].keys() == {"5", "6"}
+    assert simulate(6, 0.05, small(Faults())).trace == together["traces"]["6"]
+    assert together["traces"]["5"] != together["traces"]["6"]
+
+
+def test_nothing_happens_where_nothing_may():
+    outcome = simulate(1, 0.1, small(Faults.none()))
+    assert (outcome.violations, outcome.faults, outcome.suspects) == ([], [], 0)
+    assert outcome.entries == outcome.acknowledged > outcome.readings > 3 * 0.1 * 24 * 60
+
+
+def test_two_gateways_share_a_headend():
+    outcome = simulate(2, 0.2, Scenario(gateways=2, tcp_meters=1, serial_meters=1))
+    assert outcome.violations == []
+    assert outcome.gateway_hours > 2 * 0.2 * 24
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_day_of_everything(seed):
+    outcome = simulate(seed, 1.0, small(Faults()))
+    assert outcome.violations == []
+    assert len(outcome.faults) > 30
+    assert outcome.entries == outcome.acknowledged
+
+
+def test_a_failure_prints_how_to_see_it_again_and_leaves_an_event_log(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(Judge, "__call__", lambda _, sample: sample)
+    arguments = ["--seed", "1", "--days", "0.5", "--faults", "meter"]
+    assert main(["simulate", "world", *arguments, "--log", str(tmp_path)]) == exit_codes.NOT_VERIFIED
+    out, err = capsys.readouterr()
+    again = "energybid simulate world --seed 1 --days 0.5 --faults meter"
+    assert "FAILED   1 worlds" in out
+    assert "decrease" in err and again in err and "commit" in err
+    log = (tmp_path / "world-1.log").read_text()
+    assert again in log
+    assert "violated decrease" in log
+    assert "meter_dead gw-0" in log
+    assert main(["simulate", "world", *arguments, "--log", str(tmp_path), "--json"]) == exit_codes.NOT_VERIFIED
+    assert json.loads(capsys.readouterr().out)["failed"][0]["violations"][0]["invariant"] == "decrease"
