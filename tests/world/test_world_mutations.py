@@ -3,7 +3,6 @@
 import types
 from contextlib import contextmanager
 
-import pytest
 from energybid.agent import journal, recorder, upload
 from energybid.agent.judgement import Judge
 from energybid.agent.polling import BusPoller

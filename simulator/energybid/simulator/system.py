@@ -1,4 +1,4 @@
-"""The simulator's operating system: ptys, TCP servers, signals, child processes, CPU time. Nothing else touches them."""
+"""The simulator's operating system: ptys, TCP servers, signals, processes, CPU time. Nothing else touches them."""
 
 import asyncio
 import contextlib

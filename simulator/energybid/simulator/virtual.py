@@ -35,7 +35,7 @@ CANCELLED_MAX = 100
 """So many cancelled timers may stay in the queue."""
 
 
-class PowerCut(BaseException):  # noqa: N818  no error: nothing in the product may catch it
+class PowerCut(BaseException):
     """The life whose blocking work this comes out of ends here and now."""
 
 
@@ -179,7 +179,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         life.alive = False
         for task in sorted(asyncio.all_tasks(self), key=hash):
             if isinstance(task, VirtualTask) and task.life is life:
-                asyncio._unregister_task(task)  # type: ignore[attr-defined]  # noqa: SLF001  "Extending asyncio"
+                asyncio._unregister_task(task)  # noqa: SLF001  "Extending asyncio"
                 self._dead.append(task)  # kept, for a coroutine that is collected runs its ``finally`` blocks
         for handle in (*self._ready, *(timer for _, _, timer in self._timers)):
             if handle._context.get(LIFE) is life:  # type: ignore[attr-defined]  # noqa: SLF001

@@ -178,6 +178,7 @@ class Broker:
 
     def cut(self, link: Link, reason: str) -> None:
         """Lose a connection without its goodbye: the will is published."""
+        link.lose(reason)
         session = self._sessions.get(link.client)
         will = session.will if session is not None and session.link is link else None
         self._disconnected(link)

@@ -144,7 +144,7 @@ class _Vfs(apsw.VFS):
         super().__init__(disk.name, "")
         self._disk = disk
 
-    def xOpen(self, name: Any, flags: list[int]) -> "_File":  # noqa: ANN401, N802  as apsw has it
+    def xOpen(self, name: Any, flags: list[int]) -> "_File":  # type: ignore[override]  # noqa: ANN401, N802  apsw asks for the methods only
         path = name.filename() if isinstance(name, apsw.URIFilename) else str(name or "temporary")
         disk = self._disk
         flags[1] = flags[0]

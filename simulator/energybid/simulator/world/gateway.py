@@ -110,16 +110,14 @@ class Gateway:
         for number in range(count):
             profile = profiles[number % len(profiles)]
             loaded = load_profile(profile)
-            model = MeterModel.model_construct(
-                **{
-                    "name": f"{name}-{number}",
-                    "profile": profile,
-                    "unit": number + 1,
-                    "interval": self._scenario.interval,
-                    "timeout": None,
-                    "retries": 2,
-                    "quantities": _spread([register.name for register in loaded.registers], self._scenario.quantities),
-                }
+            model = MeterModel(
+                name=f"{name}-{number}",
+                profile=profile,
+                unit=number + 1,
+                interval=f"{self._scenario.interval:g} s",  # type: ignore[arg-type]  # as in the file
+                timeout=None,
+                retries=2,
+                quantities=_spread([register.name for register in loaded.registers], self._scenario.quantities),
             )
             plan = meter_plan(model, loaded)
             device = WorldMeter(loaded, Random(self.chance.random()), self._now_s)  # noqa: S311  seeded

@@ -37,7 +37,8 @@ class Answer(NamedTuple):
 
     function: int
     first: int
-    count: int
+    length: int
+    """Registers."""
     places: tuple[int, ...]
     """Addresses of the quantities in it."""
     mantissas: tuple[int, ...]
@@ -120,7 +121,8 @@ class WorldMeter:
             swapped = bytearray(data)
             swapped[::2], swapped[1::2] = data[1::2], data[::2]
             data = bytes(swapped)
-        self._remember(Answer(*_READ.unpack(pdu), read.places, mantissas))
+        function, first, length = _READ.unpack(pdu)
+        self._remember(Answer(function, first, length, read.places, mantissas))
         return pdu[:1] + bytes((len(data),)) + data
 
     def _count(self, number: int, register: Register, elapsed_s: float) -> int:

@@ -37,11 +37,11 @@ def facts(outcomes: Sequence[Outcome], cpu_s: float) -> dict[str, Any]:
 def render(found: dict[str, Any]) -> str:
     """The facts for people."""
     worlds = f"{found['seeds']} world{'s' if found['seeds'] > 1 else ''}"
+    speed = f"{found['gateway_hours_per_cpu_hour']} gateway-hours per CPU-hour"
+    logged = f"{found['readings']} readings, {found['entries']} entries in the logs"
     lines = [
-        f"{worlds}, {found['gateway_hours']:g} gateway-hours in {found['cpu_s']:g} s of CPU"
-        f" ({found['gateway_hours_per_cpu_hour']} gateway-hours per CPU-hour)",
-        f"{found['readings']} readings, {found['entries']} entries in the logs, {found['acknowledged']} acknowledged,"
-        f" {found['suspect']} numbers marked suspect",
+        f"{worlds}, {found['gateway_hours']:g} gateway-hours in {found['cpu_s']:g} s of CPU ({speed})",
+        f"{logged}, {found['acknowledged']} acknowledged, {found['suspect']} numbers marked suspect",
         "events   " + ", ".join(f"{kind} {count}" for kind, count in found["events"].items()),
         "faults   " + (", ".join(f"{name} {count}" for name, count in found["faults"].items()) or "none"),
     ]

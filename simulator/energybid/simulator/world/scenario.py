@@ -115,7 +115,7 @@ class Faults(Settings):
     def none(cls) -> Self:
         """Nothing at all goes wrong."""
         quiet = {name: {} if name in {"tcp", "serial"} else {"per_day": 0.0} for name in cls.kinds()}
-        return cls.model_validate(quiet | {name: 0.0 for name in ("cut", "broker_duplicates", "broker_drops")})
+        return cls.model_validate(quiet | dict.fromkeys(("cut", "broker_duplicates", "broker_drops"), 0.0))
 
     @classmethod
     def kinds(cls) -> list[str]:
@@ -123,7 +123,7 @@ class Faults(Settings):
         return [name for name in cls.model_fields if name not in {"cut", "broker_duplicates", "broker_drops"}]
 
     @classmethod
-    def chosen(cls, names: str) -> Self:
+    def chosen(cls, names: str) -> "Faults":
         """The preset ``all`` or ``none``, or only the faults named, at their usual rates.
 
         Args:
@@ -177,7 +177,7 @@ class Scenario(Settings):
             raise ValueError("a gateway needs a meter: tcp_meters, serial_meters")
         if self.in_flight > 1 and self.faults.tcp.wrong_transaction:
             raise ValueError(
-                "faults.tcp.wrong_transaction: with in_flight above 1 the wrong transaction may be one that is under way;"
+                "faults.tcp.wrong_transaction: with in_flight above 1 the wrong one may be one that is under way;"
                 " nobody can tell such an answer from a true one"
             )
         return self

@@ -49,7 +49,7 @@ class Service:
         loop = asyncio.get_running_loop()
         self.starts += 1
         self._trace.event("start", self.name)
-        life = self.life = Life(lambda: self.on_cut())
+        life = self.life = Life(self.on_cut)
         over = self._over = loop.create_future()
         task = loop.create_task(self._protected(), context=life.context)
         task.add_done_callback(lambda done: self._done(done, over), context=Context())

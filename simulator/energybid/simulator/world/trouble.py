@@ -56,7 +56,7 @@ class Trouble:
                 chance = Random(f"{self._seed}/{name}/{victim}")  # noqa: S311  seeded
                 self._tasks.append(self._loop.create_task(self._again(name, victim, do, happening, chance)))
 
-    async def _again(self, name: str, victim: str, do: Do, happening: Happening, chance: Random) -> None:  # noqa: PLR0913, PLR0917
+    async def _again(self, name: str, victim: str, do: Do, happening: Happening, chance: Random) -> None:
         while True:
             await asyncio.sleep(-log(1 - chance.random()) * DAY_S / happening.per_day)
             lasts_s = happening.least + (happening.most - happening.least) * chance.random()

@@ -46,7 +46,8 @@ DISK_BASE, DISK_PER_ENTRY = 2 << 20, 1024
 """Bound of the bytes on a gateway's disk: WAL and empty pages, and what an entry takes at most."""
 ENTRIES_MAX = 65_536
 
-SEGMENTS = "SELECT key, first, checkpoint, method, columns FROM segment WHERE key > ? ORDER BY key"  # by name: order may change
+SEGMENTS = "SELECT key, first, checkpoint, method, columns FROM segment WHERE key > ? ORDER BY key"
+"""Columns by name: there may come to be others."""
 
 
 class Violation(NamedTuple):
@@ -99,7 +100,7 @@ class Epoch:
 class GatewayWatch:
     """Follows one gateway's log."""
 
-    def __init__(  # noqa: PLR0913, PLR0917  one for each thing it compares
+    def __init__(
         self,
         plan: AgentPlan,
         log_key: PublicKey,

@@ -37,7 +37,8 @@ class Wire(asyncio.Transport):
         self.protocol: asyncio.BaseProtocol = protocol
         self.cut_rate = 0.0
         """Share of writes that arrive in two pieces."""
-        self._context = context
+        self.context = context
+        """What its callbacks run in."""
         self._chance = chance
         self._delay_s = delay_s
         self._loop = asyncio.get_running_loop()
@@ -47,7 +48,7 @@ class Wire(asyncio.Transport):
 
     def join(self, peer: "Wire") -> None:
         """Connect this end to another; both protocols are told by whoever made them."""
-        self._peer, peer._peer = peer, self
+        self._peer, peer._peer = peer, self  # noqa: SLF001  the other end is one of us
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send."""
@@ -64,10 +65,10 @@ class Wire(asyncio.Transport):
     def _send(self, peer: "Wire", data: bytes) -> None:
         low, high = self._delay_s
         if not high:
-            self._loop.call_soon(peer.arrive, data, context=peer._context)
+            self._loop.call_soon(peer.arrive, data, context=peer.context)
             return
         self._arrives_s = max(self._arrives_s, self._loop.time() + low + (high - low) * self._chance.random())
-        self._loop.call_at(self._arrives_s, peer.arrive, data, context=peer._context)
+        self._loop.call_at(self._arrives_s, peer.arrive, data, context=peer.context)
 
     def arrive(self, data: bytes) -> None:
         """Bytes come out."""
@@ -79,10 +80,10 @@ class Wire(asyncio.Transport):
         if self._closing:
             return
         self._closing = True
-        self._loop.call_soon(self.protocol.connection_lost, error, context=self._context)
+        self._loop.call_soon(self.protocol.connection_lost, error, context=self.context)
         peer, self._peer = self._peer, None
         if peer is not None:
-            self._loop.call_later(0.001, peer.lose, None, context=peer._context)
+            self._loop.call_later(0.001, peer.lose, None, context=peer.context)
 
     def close(self) -> None:
         """Close."""

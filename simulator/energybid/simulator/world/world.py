@@ -78,13 +78,13 @@ class World:
 
     # ------------------------------------------------------------ what the broker sees
 
-    def _published(self, client: str, topic: str, payload: bytes) -> None:
+    def _published(self, _client: str, topic: str, payload: bytes) -> None:
         if topic in self._by_log:
             self._by_log[topic].watch.sent(payload)
         elif topic in self._by_receipt:
             self._by_receipt[topic].watch.receipt(payload, self.utility.durable)
 
-    def _delivered(self, client: str, topic: str, payload: bytes) -> None:
+    def _delivered(self, _client: str, topic: str, payload: bytes) -> None:
         if topic in self._by_receipt:
             self._by_receipt[topic].watch.received(payload)
 
