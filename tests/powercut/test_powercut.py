@@ -27,6 +27,15 @@ SHARE = float(os.environ.get("ENERGYBID_POWER_SHARE", "0.075"))
 totals = Found(0, 0, 0, [])
 
 
+@pytest.fixture(autouse=True)
+def _quick():
+    """Coverage of these tests would cost minutes, and say nothing that tests/agent does not."""
+    trace = sys.gettrace()
+    sys.settrace(None)
+    yield
+    sys.settrace(trace)
+
+
 @pytest.mark.parametrize("failing", [False, True], ids=["good", "syncs-fail"])
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_no_power_cut_loses_what_was_committed(seed, failing):
