@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 demo: $(VENV)/.demo  ## meters, agent, broker and head-end on this machine, live
 	$(BIN)/energybid demo $(DEMO)
 
-test: $(VENV)/.test debian checks  ## everything that CI runs
+test: $(VENV)/.test debian checks worlds  ## everything that CI runs
 
 checks: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -22,6 +22,16 @@ checks: $(VENV)/.test
 	$(BIN)/coverage run -m pytest $(PYTEST)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=90
+
+.PHONY: worlds simulate
+worlds: $(VENV)/.test  ## 200 virtual days of a small site with every fault, on two cores
+	@mkdir -p build
+	$(BIN)/energybid simulate world --seed 1 --seeds 200 --jobs 2 --log build
+
+simulate: $(VENV)/.test  ## 2,000 of them, and a large site: hours
+	@mkdir -p build
+	$(BIN)/energybid simulate world --seed 1001 --seeds 2000 --jobs 2 --log build
+	$(BIN)/energybid simulate world --seed 1 --seeds 20 --jobs 2 --large --log build
 
 .PHONY: debian
 debian:

@@ -1,10 +1,9 @@
 """A cumulative register that goes back is marked, once, whatever is missing around it."""
 
-from gateways import VOLTAGE
-
 from energybid.agent.judgement import Judge
 from energybid.core.ports import PollGroup, Sample
 from energybid.core.quantities import Obis, Quantity, Status
+from gateways import VOLTAGE
 
 ENERGY = Quantity(obis=Obis.parse("1-0:1.8.0"), unit="Wh", exponent=1, cumulative=True)
 GROUP = PollGroup(interval_s=60.0, quantities=(VOLTAGE, ENERGY, ENERGY))
