@@ -1,5 +1,6 @@
 """Recovery on real processes: every case of docs/recovery.md, with what the operator sees and does."""
 
+import itertools
 import json
 import os
 import re
@@ -105,6 +106,36 @@ def test_flipped_pages_quarantine_salvage_a_new_epoch_and_the_old_tail_is_delive
     assert found["unreadable"] <= 1
     energybid(site, "export", "saved.db", "saved-readings.db")
     assert (site.folder / quarantined[0]).exists()
+
+
+@pytest.mark.parametrize("readable", [False, True])
+def test_damage_that_is_found_while_the_agent_runs(site, readable):
+    """Entries that can not be read any more, and entries that can, but are not those that were signed."""
+    site.bus()
+    agent = site.agent()
+    wait_for(lambda: site.status().get("log", {}).get("committed", 0) > 120, "reads without a broker", agent)
+    database = apsw.Connection(str(site.folder / "journal.db"))
+    database.set_busy_timeout(5000)
+    rows = database.execute("SELECT key & 0xffffffff, first, key FROM segment WHERE first > 20 ORDER BY key").fetchall()
+    first, key, other = next(
+        (first, key, other)
+        for (end, first, key), (end2, first2, other) in itertools.pairwise(rows)
+        if end - first == end2 - first2
+    )
+    columns = "(SELECT columns FROM segment WHERE key = ?1)" if readable else "zeroblob(length(columns))"
+    method = "(SELECT method FROM segment WHERE key = ?1)" if readable else "method"
+    database.execute(f"UPDATE segment SET columns = {columns}, method = {method} WHERE key = ?2", (other, key))
+    database.close()
+    site.headend()
+    site.broker.start()
+    wait_for(lambda: site.status()["journal"]["quarantined"], "set aside", *site.running)
+    site.wait_acknowledged(20)
+    old, new = journal(site, "status")["epochs"]
+    assert (old["size"], new["why"][:7]) == (first, "damaged")
+    assert agent.process.poll() is None, "it never stopped"
+    stop_cleanly(site, agent)
+    assert epochs_at_headend(site)[0] == (old["epoch"], first)
+    agree(site)
 
 
 def test_a_file_that_is_no_database_any_more(site):

@@ -4,8 +4,6 @@ A damaged journal is quarantined and replaced, by itself: reading must go on. A 
 is not: whoever restored or copied it must say so (``energybid journal new-epoch``). A full disk gets its ballast back.
 """
 
-import contextlib
-
 from energybid.agent import quarantine
 from energybid.agent.budget import DEFAULT, Budget
 from energybid.agent.journal import Journal, Succession
@@ -27,15 +25,21 @@ def open_journal(platform: Platform, path: str, origin: str, budget: int, headen
         RollbackError: A receipt contradicts it; an operator has to decide.
         JournalError: It can not be used.
     """
-    if platform.disk:
-        quarantine.complete(platform.disk, path)
+    try:
+        if platform.disk:
+            quarantine.complete(platform.disk, path)
+        return _open_or_replace(platform, path, origin, budget, headend_key)
+    except OSError as error:
+        raise JournalStalledError(f"{path}: {error}") from error
+
+
+def _open_or_replace(platform: Platform, path: str, origin: str, budget: int, headend_key: PublicKey | None) -> Journal:
     try:
         return _open(platform, path, origin, budget)
     except JournalStalledError:
         if platform.disk is None or platform.disk.size(f"{path}.ballast") is None:
             raise
-        with contextlib.suppress(OSError):
-            platform.disk.reserve(f"{path}.ballast", 0)
+        platform.disk.reserve(f"{path}.ballast", 0)
         return _open(platform, path, origin, budget)
     except JournalDamagedError as error:
         quarantine.replace(platform, path, origin, error, headend_key)

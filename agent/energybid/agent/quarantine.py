@@ -16,7 +16,7 @@ import apsw
 from energybid.agent.journal import Acknowledged, EpochRow, Journal, Segment, Succession, walk
 from energybid.core import cose
 from energybid.core.entries import UINT_MAX
-from energybid.core.errors import EvidenceError, JournalDamagedError, JournalError
+from energybid.core.errors import EvidenceError, JournalDamagedError, JournalError, JournalStalledError
 from energybid.core.evidence import Receipt, parse_receipt, verify_receipt
 from energybid.core.salt import SECRET_SIZE
 from energybid.core.tree import EMPTY_ROOT
@@ -100,7 +100,10 @@ def replace(platform: "Platform", path: str, origin: str, error: JournalDamagedE
     """
     if platform.disk is None:
         raise error
-    kept = set_aside(platform.disk, path)
+    try:
+        kept = set_aside(platform.disk, path)
+    except OSError as refusal:
+        raise JournalStalledError(f"{error}; it can not be set aside: {refusal}") from refusal
     logger.critical("the journal is damaged: %s; it is kept as %s", error, kept)
     target = Journal(platform.open_database(path), path)
     try:

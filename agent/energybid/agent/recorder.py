@@ -287,6 +287,8 @@ class Recorder:
             JournalStalledError: The disk refuses to the end; what was not stored is lost, and was never sent.
         """
         try:
+            if self._under_way and not self._sealed:  # discarded, but a commit may be on its way
+                await asyncio.gather(self._under_way, return_exceptions=True)
             self._tell_omitted(everything=True)
             await self.commit()
             if self._acknowledge and not self.stalled:

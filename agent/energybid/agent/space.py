@@ -13,6 +13,7 @@ from typing import NamedTuple
 from energybid.agent.budget import ENERGY_EVERY_S, FULL, HIGH, HYSTERESIS, LOW, Budget, Forecast, Stage, Usage
 from energybid.agent.journal import Journal
 from energybid.core.entries import Gap, GapReason
+from energybid.core.errors import JournalStalledError
 from energybid.core.ports import Disk, Sample
 from energybid.core.quantities import Status
 
@@ -89,6 +90,7 @@ class Space:
             now_ms: Wall clock.
 
         Raises:
+            JournalStalledError: The disk refuses.
             JournalError: The journal can not be pruned.
         """
         before = self.budget.stage
@@ -110,8 +112,11 @@ class Space:
 
     def _look(self) -> None:
         disk, path = self._disk, self._journal.path
-        self.usage = self._journal.usage((disk.size(f"{path}-wal") or 0) if disk else 0)
-        self.room = self.budget.room(self.usage, self._free())
+        try:
+            self.usage = self._journal.usage((disk.size(f"{path}-wal") or 0) if disk else 0)
+            self.room = self.budget.room(self.usage, self._free())
+        except OSError as error:
+            raise JournalStalledError(f"{path}: {error}") from error
 
     def _free(self) -> int | None:
         if self._disk is None:
