@@ -1,9 +1,13 @@
-"""A cumulative register that goes back is marked, once, whatever is missing around it."""
+"""A cumulative register that goes back is marked, once, whatever is missing around it, and across a restart."""
 
-from energybid.agent.judgement import Judge
+import dataclasses
+
+from energybid.agent.judgement import Judge, last_counters
+from energybid.agent.polling import declare
 from energybid.core.ports import PollGroup, Sample
 from energybid.core.quantities import Obis, Quantity, Status
-from gateways import VOLTAGE
+from energybid.simulator.virtual import VirtualClock, run
+from gateways import VOLTAGE, meter, recording, virtual_platform
 
 ENERGY = Quantity(obis=Obis.parse("1-0:1.8.0"), unit="Wh", exponent=1, cumulative=True)
 GROUP = PollGroup(interval_s=60.0, quantities=(VOLTAGE, ENERGY, ENERGY))
@@ -41,3 +45,28 @@ def test_the_first_number_may_be_missing():
 def test_a_meter_without_counters_is_never_marked():
     judge = Judge(PollGroup(interval_s=1.0, quantities=(VOLTAGE,)))
     assert [judge(Sample(0, 0, 0, (value,), None)).status for value in (3, 2, 1)] == [None] * 3
+
+
+def test_a_fall_across_a_restart_is_marked(tmp_path):
+    plan = dataclasses.replace(meter("m"), groups=(GROUP,))
+
+    async def first_run():
+        async with recording(virtual_platform(VirtualClock()), tmp_path / "j") as recorder:
+            declaration = recorder.append(declare(plan))
+            for values, status in (((9, 50, 70), None), ((9, None, 80), (0, Status.NO_REPLY, 0))):
+                recorder.reading(declaration, 0, Sample(0, 0, 0, values, status))
+                await recorder.commit()
+
+    async def second_run():
+        async with recording(virtual_platform(VirtualClock()), tmp_path / "j") as recorder:
+            return last_counters(recorder.journal, recorder.epoch)
+
+    run(first_run)
+    counters = run(second_run)
+    assert counters == {("m", ENERGY.obis.code): (1, 80)}, "of two quantities with one code the last one counts"
+    judge = Judge(GROUP)
+    judge.remember("m", GROUP, counters)
+    assert judge(Sample(0, 0, 0, (9, 85, 79), None)).status == (Status.OK, Status.OK, Status.SUSPECT)
+    judge = Judge(GROUP)
+    judge.remember("other", GROUP, counters)
+    assert judge(Sample(0, 0, 0, (9, 5, 5), None)).status is None

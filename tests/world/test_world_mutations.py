@@ -3,7 +3,7 @@
 import types
 from contextlib import contextmanager
 
-from energybid.agent import journal, recorder, upload
+from energybid.agent import journal, process, recorder, upload
 from energybid.agent.judgement import Judge
 from energybid.agent.polling import BusPoller
 from energybid.core import log
@@ -128,6 +128,13 @@ def test_value_an_answer_that_came_twice(monkeypatch):
 def test_decrease_a_counter_that_goes_back_unmarked(monkeypatch):
     monkeypatch.setattr(Judge, "__call__", lambda _, sample: sample)
     assert "decrease" in violated(0.2, scenario(["meter_reset,100,1 s,1 s"]))
+
+
+def test_decrease_a_counter_that_goes_back_across_a_restart(monkeypatch):
+    world = scenario(["meter_reset,300,1 s,1 s", "agent_killed,500,1 s,1 s"])
+    assert violated(0.1, world) == set()
+    monkeypatch.setattr(process, "last_counters", lambda *_: {})
+    assert "decrease" in violated(0.1, world)
 
 
 def test_clock_a_jump_that_nothing_tells(monkeypatch):

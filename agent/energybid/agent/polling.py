@@ -13,7 +13,7 @@ import logging
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from energybid.agent.judgement import Judge
+from energybid.agent.judgement import Counters, Judge
 from energybid.agent.recorder import Recorder
 from energybid.core.entries import Declaration, Gap, GapReason
 from energybid.core.errors import BusDownError, GarbledError, MeterError, NoReplyError, RefusedError
@@ -130,6 +130,12 @@ class BusPoller:
         self._idle = asyncio.Lock()
         """Held by the worker that waits for the next poll to come due."""
         self._pushed = asyncio.Event()
+
+    def remember(self, counters: Counters) -> None:
+        """Know what an earlier run of the agent has logged last."""
+        for meter in self.meters:
+            for judge, group in zip(meter.judges, meter.plan.groups, strict=True):
+                judge.remember(meter.plan.name, group, counters)
 
     def declare(self) -> None:
         """Append the declarations of this bus's meters."""

@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from energybid.agent import quarantine, system
+from energybid.agent.judgement import last_counters
 from energybid.agent.logs import configure_logs
 from energybid.agent.opening import open_recorder
 from energybid.agent.polling import BusPoller
@@ -76,8 +77,10 @@ class Agent:
         """
         recorder = self._recorder
         try:
+            counters = await self._platform.offload(last_counters, recorder.journal, recorder.epoch)
             recorder.started(self._plan.version, self._plan.configuration_hash)
             for poller in self._pollers:
+                poller.remember(counters)
                 poller.declare()
             if lost:
                 recorder.append(lost)

@@ -234,7 +234,6 @@ class GatewayWatch:
             epoch.meters[sequence] = entry.meter
         elif isinstance(entry, Start):
             self._offset_ms = entry.time_ms - entry.mono_ms
-            self._last.clear()
         self._before = entry
 
     def _values(self, name: str, sequence: int, entry: Reading) -> None:
