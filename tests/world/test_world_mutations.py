@@ -171,3 +171,14 @@ def test_delivered_a_restored_headend_that_shows_its_old_receipt(monkeypatch):
     receipts = Ledger._receipts
     monkeypatch.setattr(Ledger, "_receipts", lambda self, wanted, **_: receipts(self, wanted))
     assert "delivered" in violated(0.5, scenario(["headend_restored,12,1 s,1 min"]))
+
+
+def test_stopped_a_world_that_falls_apart_names_its_seed(monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(watch.GatewayWatch, "compare", broken)
+    outcome = simulate(7, 0.01, scenario())
+    assert outcome.seed == 7
+    assert [violation.invariant for violation in outcome.violations] == ["stopped"]
+    assert outcome.recent

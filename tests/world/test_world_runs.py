@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from energybid.agent.cli import main
 from energybid.agent.judgement import Judge
 from energybid.core import exit_codes
@@ -49,11 +48,10 @@ def test_two_gateways_share_a_headend():
     assert outcome.gateway_hours > 2 * 0.2 * 24
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_day_of_everything(seed):
-    outcome = simulate(seed, 1.0, small(Faults()))
+def test_half_a_day_of_everything():
+    outcome = simulate(201, 0.5, small(Faults()))  # ``make worlds`` runs 1 to 200, of a day each
     assert outcome.violations == []
-    assert len(outcome.faults) > 30
+    assert len(outcome.faults) > 15
     assert outcome.entries == outcome.acknowledged
 
 

@@ -196,6 +196,10 @@ def simulate(seed: int, days: float, scenario: Scenario) -> Outcome:
     logging.disable(logging.CRITICAL)  # faults are what the world is made of: the product's complaints are thousands
     try:
         return run(main)
+    except Exception as error:  # noqa: BLE001  whatever it is, it must name its seed
+        trace = worlds[0].trace if worlds else Trace()
+        violation = Violation("stopped", f"the world itself ended: {error!r}")
+        return Outcome(seed, days, [violation], faults=trace.faults, recent=list(trace.recent))
     finally:
         logging.disable(before)
         for world in worlds:
