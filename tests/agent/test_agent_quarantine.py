@@ -308,3 +308,42 @@ def test_marks_of_older_epochs_leave_what_follows_undelivered(tmp_path):
     journal.acknowledge(Acknowledged(2, 0, b"r"))
     assert journal.undelivered() == []
     assert asyncio.iscoroutinefunction(open_recorder)
+
+
+class KilledError(Exception):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("steps", range(14))
+def test_a_replacement_that_is_interrupted_is_made_again(tmp_path, monkeypatch, steps):
+    """Wherever it stops: the damaged epoch is never signed in again, and the new one names its end."""
+    path = tmp_path / "j"
+    old, _ = write(path, commits=70, acknowledged=30)
+    flip(path, page_of(path, 50))
+    left = [steps]
+
+    def counted(real):
+        def call(*arguments):
+            if left[0] == 0:
+                raise KilledError
+            left[0] -= 1
+            return real(*arguments)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "_transaction", counted(Journal._transaction))
+        patch.setattr(RealDisk, "reserve", counted(RealDisk.reserve))
+        patch.setattr(RealDisk, "rename", counted(RealDisk.rename))
+        try:
+            reopen(path).close()
+        except KilledError:
+            pass
+    journal = reopen(path)
+    first, new = journal.epochs()
+    assert (first.id, journal.undelivered()[0][0].id) == (old, old)
+    succession = journal.succession(new.number)
+    assert (succession.kind, succession.previous) == ("damaged", journal.last_of(first))
+    assert "quarantine-1" in succession.reason
+    journal.close()
+    assert {file.name for file in tmp_path.iterdir()} == {"j", "j.quarantine-1"}

@@ -28,6 +28,7 @@ def open_journal(platform: Platform, path: str, origin: str, budget: int, headen
     try:
         if platform.disk:
             quarantine.complete(platform.disk, path)
+            quarantine.resume(platform, path, origin, headend_key)
         return _open_or_replace(platform, path, origin, budget, headend_key)
     except OSError as error:
         raise JournalStalledError(f"{path}: {error}") from error

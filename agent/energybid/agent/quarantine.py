@@ -33,6 +33,10 @@ QUARANTINES_MAX = 8
 """So many damaged journals are kept; then the agent stops and asks for a new card."""
 SEGMENTS_AT_ONCE = 256
 DAMAGED = "damaged"
+UNDER_WAY = ".replacing"
+"""Ending of a file that is there while a damaged journal is being replaced."""
+SALVAGED = ".salvaged"
+"""Ending of the new journal until it is whole."""
 
 
 def quarantines(disk: "Disk", path: str) -> list[str]:
@@ -98,24 +102,62 @@ def replace(platform: "Platform", path: str, origin: str, error: JournalDamagedE
         JournalDamagedError: ``error``, where there is no disk to rename files on.
         JournalError: The new journal can not be made.
     """
-    if platform.disk is None:
+    disk = platform.disk
+    if disk is None:
         raise error
     try:
-        kept = set_aside(platform.disk, path)
+        disk.reserve(path + UNDER_WAY, 1)
+        kept = set_aside(disk, path)
+        logger.critical("the journal is damaged: %s; it is kept as %s", error, kept)
+        _rebuild(platform, disk, path, origin, _Old(kept, str(error), key))
     except OSError as refusal:
         raise JournalStalledError(f"{error}; it can not be set aside: {refusal}") from refusal
-    logger.critical("the journal is damaged: %s; it is kept as %s", error, kept)
-    target = Journal(platform.open_database(path), path)
+
+
+def resume(platform: "Platform", path: str, origin: str, key: "PublicKey | None") -> None:
+    """Go on with a replacement that was interrupted; what is there of the new journal is made anew.
+
+    Raises:
+        JournalError: The new journal can not be made.
+        OSError: The disk refused.
+    """
+    disk = platform.disk
+    if disk is None or disk.size(path + UNDER_WAY) is None:
+        return
+    kept = quarantines(disk, path)
+    if disk.size(path) is None and kept:
+        _rebuild(platform, disk, path, origin, _Old(kept[-1], "found damaged before the agent was stopped", key))
+    else:
+        disk.reserve(path + UNDER_WAY, 0)
+
+
+class _Old(NamedTuple):
+    path: str
+    fault: str
+    key: "PublicKey | None"
+
+
+def _rebuild(platform: "Platform", disk: "Disk", path: str, origin: str, old: _Old) -> None:
+    """Make the new journal under another name: whole or not at all, it takes the place of the damaged one."""
+    made = path + SALVAGED
+    for ending in ("", "-wal", "-shm"):
+        disk.reserve(made + ending, 0)
+    target = Journal(platform.open_database(made), made)
     try:
         now_ms = platform.now_ns() // 1_000_000
-        found = _salvage(platform, kept, target, key, now_ms)
+        found = _salvage(platform, old.path, target, old.key, now_ms)
         target.reread()
-        succession = Succession(DAMAGED, f"{error}; kept as {kept}"[:1000], now_ms, found.previous, found.counter)
+        reason = f"{old.fault}; kept as {old.path}"[:1000]
+        succession = Succession(DAMAGED, reason, now_ms, found.previous, found.counter)
         target.begin_epoch(
             id_=platform.entropy(16), origin=origin, secret=platform.entropy(SECRET_SIZE), succession=succession
         )
     finally:
         target.close()
+    if disk.size(f"{made}-wal"):
+        raise JournalStalledError(f"{made}: the write-ahead log could not be folded into it")
+    disk.rename(made, path)
+    disk.reserve(path + UNDER_WAY, 0)
     named = f"{found.previous[1]} entries of {found.previous[0].hex()}" if found.previous else "nothing before it"
     logger.critical(
         "a new epoch begins that names %s; %d entries without a receipt were salvaged, others may be left: see"
