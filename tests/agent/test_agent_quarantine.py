@@ -1,6 +1,7 @@
 """Damaged journals: what is found, kept, salvaged, and how the log goes on."""
 
 import asyncio
+import contextlib
 import random
 import shutil
 from pathlib import Path
@@ -335,10 +336,8 @@ def test_a_replacement_that_is_interrupted_is_made_again(tmp_path, monkeypatch, 
         patch.setattr(Journal, "_transaction", counted(Journal._transaction))
         patch.setattr(RealDisk, "reserve", counted(RealDisk.reserve))
         patch.setattr(RealDisk, "rename", counted(RealDisk.rename))
-        try:
+        with contextlib.suppress(KilledError):
             reopen(path).close()
-        except KilledError:
-            pass
     journal = reopen(path)
     first, new = journal.epochs()
     assert (first.id, journal.undelivered()[0][0].id) == (old, old)
