@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
+from energybid.agent.budget import Stage
 from energybid.agent.journal import Acknowledged, Commit, Contradiction, EpochRow, Journal
 from energybid.agent.space import Limits, Space
 from energybid.core.cose import Signer
@@ -343,7 +344,10 @@ class Recorder:
                 await self._refused(error)
                 return
             if before is not None:
-                logger.warning("journal: %s instead of %s, %.0f%% full", space.budget.stage, before, 100 * space.fill)
+                level = logging.INFO if {before, space.budget.stage} <= {Stage.ALL, Stage.PRUNING} else logging.WARNING
+                logger.log(
+                    level, "journal: %s instead of %s, %.0f%% full", space.budget.stage, before, 100 * space.fill
+                )
         self._sparing = space.tight or bool(self.stalled)
         self._tell_omitted(everything=not self._sparing)
 
