@@ -121,7 +121,7 @@ def test_value_a_wrong_number(monkeypatch):
 def test_value_an_answer_that_came_twice(monkeypatch):
     monkeypatch.setattr(rtu, "REPEAT_S", 0.0)
     monkeypatch.setattr(rtu, "REPEAT_CHARACTERS", 0)
-    world = scenario(serial={"duplicate": 0.3}, serial_meters=4, interval="10 s")
+    world = scenario(serial={"duplicate": 0.3}, serial_meters=4, quantities=6, interval="10 s")
     assert "value" in violated(0.2, world)
 
 
