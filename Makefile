@@ -59,7 +59,7 @@ soak: DEBIAN := mosquitto iproute2
 soak: $(VENV)/.demo debian  ## real processes killed, paused, restarted and cut off for 10 minutes (root; SOAK="--for 60m --seed 3")
 	$(SUDO) env PYTHONPATH=tests $(BIN)/python -m soak $(SOAK)
 
-test-power: $(VENV)/.test  ## power cuts at every operation of 60 seeds (about a quarter of an hour)
+test-power: $(VENV)/.test  ## power cuts at every operation of 60 seeds (about an hour)
 	ENERGYBID_POWER_SEEDS=60 ENERGYBID_POWER_SHARE=1 $(BIN)/pytest tests/powercut -q
 
 clean:
