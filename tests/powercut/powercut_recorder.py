@@ -48,8 +48,8 @@ class Sync(NamedTuple):
 
 
 class Forget(NamedTuple):
-    """A sync failed, and what it was to cover is gone although the program can still read it, as on file systems of Linux
-    (a page that could not be written counts as clean)."""
+    """A sync failed, and what it was to cover is gone although the program can still read it, as on file systems of
+    Linux (a page that could not be written counts as clean)."""
 
     file: int
 
