@@ -15,7 +15,7 @@ from energybid.agent.opening import open_recorder
 from energybid.agent.polling import BusPoller
 from energybid.agent.space import Limits, Space, energy_only
 from energybid.agent.system import RealDisk
-from energybid.core.entries import Gap, GapReason, Reading, Start
+from energybid.core.entries import Declaration, Gap, GapReason, Reading, Start
 from energybid.core.errors import JournalStalledError
 from energybid.core.evidence import Receipt, sign_receipt
 from energybid.core.ports import MeterPlan, PollGroup, Sample
@@ -192,7 +192,9 @@ def test_a_week_without_the_uplink_in_one_mebibyte(tmp_path):
     assert partial, "energy alone"
     assert all(e.status == (0, Status.NOT_LOGGED) and e.values[0] is not None for e in partial)
     assert all(b.time_ms - a.time_ms >= 890_000 for a, b in itertools.pairwise(partial))
-    times = [e.time_ms for e in logged if e.declaration == logged[0].declaration and not e.status]
+    names = {n: e.meter for n, e in enumerate(entries) if isinstance(e, Declaration)}
+    first = names[logged[0].declaration]
+    times = [e.time_ms for e in logged if names[e.declaration] == first and not e.status]
     spaces = Counter(round((b - a) / 10_000) for a, b in itertools.pairwise(times))
     assert {1, 2, 4, 8, 16} <= set(spaces), "thinned by doubling"
 

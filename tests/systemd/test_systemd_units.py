@@ -110,7 +110,8 @@ def test_the_user_is_one_that_sysusers_makes(unit: str) -> None:
 @pytest.mark.parametrize("unit", ["energybid-agent.service", "energybid-headend.service"])
 def test_a_configuration_fault_is_not_retried_and_all_else_is(unit: str) -> None:
     assert settings(unit, "Restart") == ["on-failure"]
-    assert settings(unit, "RestartPreventExitStatus") == ["2"]
+    kept_down = {"energybid-agent.service": "2 3", "energybid-headend.service": "2"}
+    assert settings(unit, "RestartPreventExitStatus") == [kept_down[unit]]
     assert settings(unit, "StartLimitIntervalSec") == ["0"]
 
 

@@ -25,6 +25,8 @@ NS = 1_000_000_000
 DEAD_AFTER = 2
 """Failed polls in a row, all tries used, after which a meter counts as dead."""
 BACKOFF_MAX_S = 300.0
+DECLARE_EVERY_MS = 86_400_000
+"""A meter is declared anew so often: history that is pruned must not take the meaning of what stays along."""
 LOOK_AGAIN_S = 5.0
 """Longest sleep before the wall clock is looked at again: it may have stepped."""
 
@@ -54,6 +56,8 @@ class Meter:
     bus: str
     declaration: int = -1
     """Sequence of its declaration."""
+    declared_ms: int = 0
+    """Loop time of it."""
     state: MeterState = MeterState.NEW
     error: str = ""
     last: dict[int, Sample] = field(default_factory=dict)
@@ -139,8 +143,13 @@ class BusPoller:
 
     def declare(self) -> None:
         """Append the declarations of this bus's meters."""
+        now_ms = int(asyncio.get_running_loop().time() * 1000)
         for meter in self.meters:
-            meter.declaration = self._recorder.declare(declare(meter.plan))
+            self._declare(meter, now_ms)
+
+    def _declare(self, meter: Meter, now_ms: int) -> None:
+        meter.declaration = self._recorder.declare(declare(meter.plan), meter.declaration)
+        meter.declared_ms = now_ms
 
     async def run(self) -> None:
         """Poll until cancelled."""
@@ -230,6 +239,8 @@ class BusPoller:
         meter.polls += 1
         sample = meter.judges[job.group](sample)
         meter.last[job.group] = sample
+        if sample.mono_ms - meter.declared_ms >= DECLARE_EVERY_MS and not self._recorder.space.sealed:
+            self._declare(meter, sample.mono_ms)
         self._recorder.reading(meter.declaration, job.group, sample)
 
     def _failed(self, meter: Meter, error: MeterError) -> None:

@@ -128,10 +128,12 @@ class Recorder:
             self._wake.set()
         return sequence
 
-    def declare(self, declaration: Declaration) -> int:
-        """Append a meter's declaration; returns its sequence."""
+    def declare(self, declaration: Declaration, replaces: int = -1) -> int:
+        """Append a meter's declaration, in place of the one at sequence ``replaces``; returns its sequence."""
         sequence = self.append(declaration)
-        self.space.declare(sequence, (tuple(q[3] for q in quantities) for _, quantities in declaration.groups))
+        self.space.declare(
+            sequence, (tuple(q[3] for q in quantities) for _, quantities in declaration.groups), replaces
+        )
         return sequence
 
     def gap(self, gap: Gap) -> None:

@@ -177,15 +177,20 @@ class Space:
         """So full that not even a gap may be logged."""
         return self.usage.used >= (1 + FULL) / 2 * self.room
 
-    def declare(self, declaration: int, groups: Iterator[tuple[bool, ...]]) -> None:
+    def declare(self, declaration: int, groups: Iterator[tuple[bool, ...]], replaces: int) -> None:
         """Learn which quantities of a meter are cumulative.
 
         Args:
             declaration: Sequence of its declaration.
+            replaces: Sequence of its declaration before, or -1.
             groups: For each poll group, a flag for each quantity.
         """
         for group, flags in enumerate(groups):
+            self._cumulative.pop((replaces, group), None)
             self._cumulative[declaration, group] = flags
+            for kept in (self._turns, self._logged_ms):  # thinning goes on where it was
+                if (replaces, group) in kept:
+                    kept[declaration, group] = kept.pop((replaces, group))
 
     def spare(self, declaration: int, group: int, sample: Sample, now_s: float) -> Sample | None:
         """What of a reading is to be logged, while ``tight``; None: nothing, and it is counted."""
