@@ -267,6 +267,19 @@ def test_what_is_no_receipt_of_the_headend_changes_nothing(tmp_path, caplog):
     assert caplog.text.count("no receipt of the configured head-end") == 3
 
 
+def test_a_headend_whose_clock_stepped_back_still_moves_the_mark(tmp_path):
+    async def script(there, recorder, uploader, _):
+        await asyncio.sleep(100)
+        sign = there.answer
+        there.answer = lambda: sign(time_ms=1000)
+        size = recorder.acknowledged_size
+        await asyncio.sleep(30)
+        assert recorder.acknowledged_size > size
+        assert uploader.resent == 0
+
+    world(tmp_path / "j", script)
+
+
 def test_flush_sends_at_once_and_waits_for_the_receipt(tmp_path):
     async def script(there, recorder, uploader, _):
         await asyncio.sleep(100)

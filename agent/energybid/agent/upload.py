@@ -331,7 +331,8 @@ class Uploader:
             with contextlib.suppress(JournalStalledError):
                 await self._recorder.contradicted(str(error), payload)
             raise
-        if self.receipt and receipt.time_ms < self.receipt.time_ms:
+        old = self.receipt is not None and receipt.time_ms < self.receipt.time_ms
+        if old and receipt.size <= self._recorder.acknowledged_size:
             return  # an old one, delivered late
         self.receipt = receipt
         if receipt.size > self._recorder.acknowledged_size:
