@@ -11,7 +11,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 demo: $(VENV)/.demo  ## meters, agent, broker and head-end on this machine, live
 	$(BIN)/energybid demo $(DEMO)
 
-test: $(VENV)/.test debian checks worlds  ## everything that CI runs
+test: $(VENV)/.test debian checks  ## everything that CI runs
+	$(MAKE) worlds WORLDS=60
 
 checks: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -24,9 +25,10 @@ checks: $(VENV)/.test
 	$(BIN)/coverage report --fail-under=90
 
 .PHONY: worlds simulate
-worlds: $(VENV)/.test  ## 200 virtual days of a small site with every fault, on two cores
+WORLDS ?= 200
+worlds: $(VENV)/.test  ## virtual days of a small site with every fault, on two cores
 	@mkdir -p build
-	$(BIN)/energybid simulate world --seed 1 --seeds 200 --jobs 2 --log build
+	$(BIN)/energybid simulate world --seed 1 --seeds $(WORLDS) --jobs 2 --log build
 
 simulate: $(VENV)/.test  ## 2,000 of them, and a large site: hours
 	@mkdir -p build

@@ -5,10 +5,13 @@ import contextlib
 import gc
 import pathlib
 import socket
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
+import aiomqtt
 import pytest
 from energybid.core.errors import UplinkDownError, UplinkRefusedError
 from energybid.core.ports import Message, UplinkSettings, Will
@@ -201,6 +204,33 @@ async def test_a_cancelled_connection_is_not_left_behind() -> None:
         await asyncio.sleep(0)
     gc.collect()
     assert not complaints, "the error of an attempt that nobody waits for is not logged as forgotten"
+
+
+@pytest.mark.parametrize("slow_s", [0.0, 1.5])
+def test_a_program_may_end_while_it_connects(
+    slow_s: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = threading.Event()
+    connect = aiomqtt.Client._client_connect
+
+    def slowly(client: aiomqtt.Client) -> None:
+        begun.set()
+        time.sleep(slow_s)  # the network's time: longer than a cancelled attempt is waited for
+        connect(client)
+
+    async def program(port: int, silent: socket.socket) -> None:
+        opening = asyncio.ensure_future(connect_uplink(settings(port)).__aenter__())
+        await asyncio.to_thread(begun.wait if slow_s else silent.accept)
+        opening.cancel()
+        await asyncio.wait([opening])
+
+    monkeypatch.setattr(aiomqtt.Client, "_client_connect", slowly)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        asyncio.run(program(silent.getsockname()[1], silent))
+    gc.collect()  # what complains in a destructor would fail the test
+    assert not caplog.records
 
 
 async def test_wrong_password_is_refused(tmp_path: pathlib.Path) -> None:

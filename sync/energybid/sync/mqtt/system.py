@@ -162,11 +162,13 @@ class _Client(aiomqtt.Client):
 
     def _on_socket_open(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ANN401
         self.reached = True
-        super()._on_socket_open(client, userdata, sock)
+        if self.reason is None:  # else nobody wants it any more, and the loop may be about to close
+            super()._on_socket_open(client, userdata, sock)
 
     def _on_socket_close(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ANN401
         self.wire = _count(sock) or self.wire
-        super()._on_socket_close(client, userdata, sock)
+        if not self._loop.is_closed():
+            super()._on_socket_close(client, userdata, sock)
 
     def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ANN401, ARG002
         if self._connected.done():
@@ -335,6 +337,9 @@ async def _open(settings: UplinkSettings, *, version5: bool) -> _Client:
     except BaseException as error:
         client.drop("the connection is not wanted any more")
         opening.add_done_callback(lambda task: _discard(task, client))
+        await asyncio.wait(
+            [opening], timeout=CLOSE_S
+        )  # a task left at the end of asyncio.run would be complained about
         if client.reached and isinstance(error, aiomqtt.MqttError) and not isinstance(error, MqttConnectError):
             raise _UnansweredError(f"the broker did not answer ({error})") from None
         raise
