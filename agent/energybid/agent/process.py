@@ -181,7 +181,7 @@ def main() -> int:
     plan = system.receive_plan(int(sys.argv[1]))
     configure_logs(as_json=plan.json_logs)
     try:
-        with system.locked(plan.journal.path):
+        with system.locked(plan.journal.path, system.HELD):
             asyncio.run(system.until_stopped(lambda platform, stop: run_agent(platform, plan, stop)))
     except JournalError as error:
         logger.critical("%s", error)

@@ -4,22 +4,23 @@ Only modules named system.py touch these; everything else is handed a ``Platform
 """
 
 import asyncio
-import fcntl
 import os
 import pickle
 import random
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NoReturn
 
 from energybid.agent.plan import AgentPlan
-from energybid.core.errors import JournalError
 from energybid.core.ports import Platform
 from energybid.drivers.system import open_bus
 from energybid.sync import system as sync
+
+locked = sync.locked
+HELD = "another agent is running on this journal"
+"""Said when the journal's lock is held."""
 
 
 def platform() -> Platform:
@@ -109,28 +110,6 @@ async def until_stopped(run: Callable[[Platform, asyncio.Event], Awaitable[None]
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await run(platform(), stop)
-
-
-@contextmanager
-def locked(path: str) -> Iterator[None]:
-    """Hold ``path``.lock: two agents on one journal would write two logs under one name.
-
-    Raises:
-        JournalError: Another process holds it, or the folder can not be written.
-    """
-    try:
-        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise JournalError(f"{path}.lock: {error.strerror}: the folder must exist and be writable") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise JournalError(f"{path}: another agent is running on this journal") from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def replace_file(path: str, data: bytes) -> None:

@@ -4,17 +4,13 @@ Only modules named system.py touch these.
 """
 
 import asyncio
-import fcntl
 import logging
-import os
 import random
 import signal
-from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from energybid.core.cose import PrivateKey
-from energybid.core.errors import JournalError
 from energybid.core.ports import UplinkSettings
 from energybid.headend.ledger import Ledger, Registration
 from energybid.headend.receiver import Receiver
@@ -46,27 +42,6 @@ class RealWorld:
         sync.notify(state)
 
 
-@contextmanager
-def locked(path: str) -> Iterator[None]:
-    """Hold ``path``.lock: two head-ends on one database would sign against each other.
-
-    Raises:
-        JournalError: Another process holds it, or the folder can not be written.
-    """
-    try:
-        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise JournalError(f"{path}.lock: {error.strerror}: the folder must exist and be writable") from None
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise JournalError(f"{path}: another head-end is running on this database") from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
 async def serve(database: str, key: PrivateKey, uplink: UplinkSettings, gateways: tuple[Registration, ...]) -> None:
     """Run the head-end until SIGTERM or SIGINT.
 
@@ -77,7 +52,7 @@ async def serve(database: str, key: PrivateKey, uplink: UplinkSettings, gateways
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    with locked(database):
+    with sync.locked(database, "another head-end is running on this database"):
         store = Store.open(sync.open_database(database), database)
         world = RealWorld(random=random.Random(sync.entropy(8)), offload=sync.Worker("headend"))  # noqa: S311  jitter
         try:

@@ -5,14 +5,16 @@ Only modules named system.py touch these; everything else is handed a ``Platform
 
 import asyncio
 import ctypes
+import fcntl
 import functools
 import logging
 import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -78,6 +80,31 @@ def open_database(path: str) -> apsw.Connection:
     except apsw.Error as error:
         raise JournalError(f"{path}: {error}") from None
     return connection
+
+
+@contextmanager
+def locked(path: str, held: str) -> Iterator[None]:
+    """Hold ``path``.lock: two processes on one log would sign against each other.
+
+    Args:
+        path: The database.
+        held: What to tell when another process holds it.
+
+    Raises:
+        JournalError: Another process holds it, or the folder can not be written.
+    """
+    try:
+        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise JournalError(f"{path}.lock: {error.strerror}: the folder must exist and be writable") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise JournalError(f"{path}: {held}") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def boot_id() -> bytes:
@@ -164,6 +191,7 @@ __all__ = [
     "connect_uplink",
     "entropy",
     "judge",
+    "locked",
     "notify",
     "now_ns",
     "offload",

@@ -171,7 +171,7 @@ def _new_epoch(plan: AgentPlan, reason: str) -> dict[str, Any]:
     platform = system.platform()
     if not Path(path).exists():
         raise EnergybidError(f"{path}: no such file; the agent makes a journal by itself")
-    with system.locked(path):
+    with system.locked(path, system.HELD):
         journal = Journal(platform.open_database(path), path)
         try:
             head = journal.head
