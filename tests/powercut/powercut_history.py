@@ -153,6 +153,9 @@ class Life:
         elif kind < 0.28:
             self.journal.close()
             self.open()
+        elif kind < 0.32:
+            key, value = f"meter/{self.random.randrange(4)}", self.random.randbytes(self.random.choice((1, 40, 900)))
+            self.stored(self.journal.remember, key, value)
         else:
             return self.commit(acknowledged=self.receipt() if kind > 0.9 else None)
         return 0

@@ -170,7 +170,7 @@ class Campaign:
         life.commit(1)
         head = life.journal.head
         if random.randrange(REOPEN_EVERY) == 0:
-            ((sound,),) = life.journal._database.execute("PRAGMA integrity_check")
+            sound = ", ".join(text for (text,) in life.journal._database.execute("PRAGMA integrity_check"))
             if sound != "ok":
                 return f"integrity_check: {sound}"
             life.journal.close()

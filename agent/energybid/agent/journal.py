@@ -48,11 +48,21 @@ WAL_PAGES = 1000
 """SQLite's own measure for folding the write-ahead log into the file."""
 ROW_BYTES = 250
 """What a segment takes beside its columns, about."""
+MEMORY_KEYS, MEMORY_BYTES = 1024, 256 * 1024
+"""What ``remember`` keeps at most, in all; beyond that, what was remembered the longest time ago is forgotten."""
+MEMORY_KEY_CHARACTERS, MEMORY_VALUE_BYTES = 200, 4096
 SEAL = (bytes, int, int, int, int, bytes, bytes)
 _DAMAGED_IO = {apsw.SQLITE_IOERR_SHORT_READ, apsw.SQLITE_IOERR_CORRUPTFS, apsw.SQLITE_IOERR_DATA}
 
 ROWS = "SELECT key, first, checkpoint, method, columns, peaks FROM segment"
 ACKNOWLEDGE = "INSERT OR REPLACE INTO acknowledged VALUES (1, ?, ?, ?)"
+FORGET = """
+DELETE FROM memory WHERE number IN (
+    SELECT number FROM (
+        SELECT number, row_number() OVER newest AS rank, sum(length(key) + length(value)) OVER newest AS size
+        FROM memory WINDOW newest AS (ORDER BY number DESC)
+    ) WHERE rank > ? OR size > ?
+)"""
 
 MIGRATIONS = (
     """
@@ -92,6 +102,13 @@ MIGRATIONS = (
         receipt BLOB NOT NULL      -- COSE_Sign1
     ) STRICT;
     PRAGMA application_id = 1161972300; -- "EBJL"
+    """,
+    """
+    CREATE TABLE memory (          -- operational state: no evidence, and learned again where it is lost
+        number INTEGER PRIMARY KEY, -- in the order of writing
+        key TEXT NOT NULL UNIQUE,
+        value BLOB NOT NULL
+    ) STRICT;
     """,
 )
 """Applied in order; ``PRAGMA user_version`` counts those that were. Never change one that was released."""
@@ -415,6 +432,39 @@ class Journal:
     def acknowledge(self, mark: Acknowledged) -> None:
         """Store the acknowledged mark alone; while the agent runs it goes with a commit."""
         self._transaction([(ACKNOWLEDGE, tuple(mark))])
+
+    def remember(self, key: str, value: bytes) -> None:
+        """Keep a little state for later runs, durably: what was learned of a meter, say. No evidence, not signed.
+
+        It outlives epochs and pruning, not a quarantine. What is remembered already is not written again; write rarely,
+        each is a commit of its own. The table is bounded: see ``MEMORY_KEYS``.
+
+        Args:
+            key: 1 to 200 printable characters; a name of the kind first, so that ``recall`` can ask for it.
+            value: Up to 4 KiB; replaces what was remembered under the key.
+
+        Raises:
+            ValueError: Key or value is too long, or the key can not be printed.
+            JournalStalledError: The disk refused; nothing is changed.
+        """
+        if not (0 < len(key) <= MEMORY_KEY_CHARACTERS and key.isprintable()):
+            raise ValueError(f"a key is 1 to {MEMORY_KEY_CHARACTERS} printable characters, not {key!r}")
+        if len(value) > MEMORY_VALUE_BYTES:
+            raise ValueError(f"{key}: {len(value)} bytes; {MEMORY_VALUE_BYTES} can be remembered")
+        if self._rows("SELECT value FROM memory WHERE key = ?", (key,)) != [(value,)]:
+            self._transaction(
+                [
+                    ("INSERT OR REPLACE INTO memory (key, value) VALUES (?, ?)", (key, value)),
+                    (FORGET, (MEMORY_KEYS, MEMORY_BYTES)),
+                ]
+            )
+
+    def recall(self, prefix: str = "") -> dict[str, bytes]:
+        """What was remembered under keys with this prefix, in the order of writing; nothing in an older journal."""
+        if self.version < 3:  # noqa: PLR2004  the migration that brought the table
+            return {}
+        query = "SELECT key, value FROM memory WHERE substr(key, 1, ?) = ? ORDER BY number"
+        return dict(self._rows(query, (len(prefix), prefix)))
 
     def segments(self, epoch: int, first: int) -> Iterator[Segment]:
         """Segments of an epoch from the one that holds sequence ``first`` on, in order.
