@@ -22,11 +22,47 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TlsSettings:
+    """How both sides prove who they are (MODBUS/TCP Security Protocol Specification V21)."""
+
+    ca: str | None = None
+    """Path of PEM certificates to trust; None for the system's."""
+    certificate: str | None = None
+    """Path of the client's certificate, PEM; its role extension says what the server lets it do."""
+    key: str | None = None
+    """Path of the client's key, PEM, not encrypted; None where the certificate's file holds it too."""
+    server_name: str | None = None
+    """The name that the server's certificate must bear; None for the host that is connected to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TcpEndpoint:
     """A TCP server that speaks for the units behind it."""
 
     host: str
     port: int
+    tls: TlsSettings | None = None
+    baudrate: int = 0
+    """Of the serial line behind a server that hands its bytes on; 0 where there is none or nobody knows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UdpEndpoint:
+    """A UDP server that speaks for the units behind it."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rs485:
+    """The kernel switches the direction of a two-wire line by the RTS signal (Linux, serial-rs485)."""
+
+    rts_on_send: bool = True
+    """RTS is on while sending, and off else; False: the other way round."""
+    delay_before_send_ms: int = 0
+    delay_after_send_ms: int = 0
+    receive_while_sending: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,15 +70,18 @@ class SerialEndpoint:
     """A serial line."""
 
     device: str
-    """Path, such as /dev/serial/by-id/usb-FTDI_..."""
+    """Path, such as /dev/serial/by-id/usb-FTDI_..., or ``usb:SERIAL`` for an adapter by its USB serial number
+    (``usb:SERIAL#1`` for its second port)."""
     baudrate: int
     parity: str = "N"
     """N, E or O."""
     stop_bits: int = 1
     data_bits: int = 8
+    rs485: Rs485 | None = None
+    """None: the adapter switches by itself, or there are separate wires."""
 
 
-Endpoint = TcpEndpoint | SerialEndpoint
+Endpoint = TcpEndpoint | UdpEndpoint | SerialEndpoint
 
 
 class Sample(NamedTuple):
@@ -98,6 +137,8 @@ class BusPlan:
     meters: tuple[MeterPlan, ...]
     in_flight: int = 1
     """Most requests under way at once; more than 1 only where the endpoint matches replies to requests."""
+    pause_s: float = 0.0
+    """Least time from one request to the next, beyond what the protocol itself asks for; for slow gateways."""
     lateness_s: float = 1.0
     """A reply that is later than its time-out comes at most this much later (DESIGN: drained on serial lines)."""
 
