@@ -11,6 +11,7 @@ from random import Random
 
 import pytest
 from energybid.agent.journal import Journal
+from energybid.simulator.decoding import remembered
 from hypothesis import given
 from hypothesis import strategies as st
 from powercut_disk import SECTOR, Disk, ways
@@ -32,7 +33,8 @@ def _quick():
     """Coverage of these tests would cost minutes, and say nothing that tests/agent does not."""
     trace = sys.gettrace()
     sys.settrace(None)
-    yield
+    with remembered():
+        yield
     sys.settrace(trace)
 
 

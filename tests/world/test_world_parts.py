@@ -2,19 +2,23 @@
 
 import asyncio
 import random
+import struct
 
 import apsw
 import pytest
-from energybid.core.errors import BusDownError, ConfigurationError, JournalError, UplinkDownError
+from energybid.core.entries import Gap
+from energybid.core.errors import BusDownError, ConfigurationError, EvidenceError, JournalError, UplinkDownError
 from energybid.core.ports import TcpEndpoint, UplinkSettings, Will
-from energybid.drivers.modbus.decode import decoder
+from energybid.drivers.modbus.decode import group_decoder
 from energybid.drivers.profile import compile_profile, list_profiles, load_profile
+from energybid.simulator.decoding import remembered
 from energybid.simulator.virtual import LIFE, Life, PowerCut, VirtualClock, VirtualOffload, run
 from energybid.simulator.world.broker import Broker
 from energybid.simulator.world.disk import Disk, DiskState, WatchedDatabase
 from energybid.simulator.world.meters import COUNTER_MAX, WorldMeter
 from energybid.simulator.world.scenario import Faults, Scenario, large, load_scenario
 from energybid.simulator.world.wire import Socket, Wiring
+from energybid.sync import columns
 
 # ---------------------------------------------------------------- virtual time
 
@@ -299,13 +303,14 @@ def test_a_meters_answer_is_what_it_remembers_as_decoded_by_the_driver(name):
     meter = WorldMeter(loaded, random.Random(name), lambda: now[0])
     _, compiled = compile_profile(loaded, interval_s=60)
     for now[0] in (1.0, 5000.0, 5_000_000.0):
-        for request in compiled.groups[0]:
-            read = bytes((request.function,)) + request.first.to_bytes(2, "big") + request.count.to_bytes(2, "big")
-            values, status = decoder(request)(meter.respond(read, 0)[2:])
-            [*_, answer] = meter.answered(now[0], now[0] + 1)
-            assert status is None
-            assert tuple(values) == answer.mantissas
-            assert answer.places == tuple(request.first + field.offset for field in request.fields)
+        reads = [struct.pack(">BHH", r.function, r.first, r.count) for r in compiled.groups[0]]
+        values, status = group_decoder(compiled.groups[0])([meter.respond(read, 0)[2:] for read in reads])
+        answers = meter.answered(now[0], now[0] + 1)[-len(reads) :]
+        assert status is None
+        assert values == [mantissa for answer in answers for mantissa in answer.mantissas]
+        assert [answer.places for answer in answers] == [
+            tuple(request.first + field.offset for field in request.fields) for request in compiled.groups[0]
+        ]
 
 
 def test_a_meter_refuses_what_its_model_refuses():
@@ -367,3 +372,22 @@ def test_a_scenario_file_is_checked(tmp_path):
         load_scenario(tmp_path / "missing.toml")
     assert large(Faults()).tcp_meters + large(Faults()).serial_meters == 10
     assert Scenario().tcp_meters + Scenario().serial_meters == 3
+
+
+# ---------------------------------------------------------------- decoding
+
+
+def test_remembered_decoding_gives_what_decoding_gives_and_forgets_afterwards():
+    real = columns.decode
+    entries = [Gap(None, 1, time_ms, 1, 1) for time_ms in range(5)]
+    data = columns.encode(entries)
+    with remembered():
+        first = columns.decode(data, limit=9)
+        first.clear()
+        assert columns.decode(data, limit=9) == entries == real(data, limit=9)
+        for _ in range(2):
+            with pytest.raises(EvidenceError):
+                columns.decode(data, limit=4)
+            with pytest.raises(EvidenceError):
+                columns.decode(data[:-1], limit=9)
+    assert columns.decode is real

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from energybid.headend.ledger import Registration
+from energybid.simulator.decoding import remembered
 from energybid.simulator.virtual import run
 from energybid.simulator.world.broker import Broker
 from energybid.simulator.world.gateway import TENANT, Gateway
@@ -195,7 +196,8 @@ def simulate(seed: int, days: float, scenario: Scenario) -> Outcome:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # faults are what the world is made of: the product's complaints are thousands
     try:
-        return run(main)
+        with remembered():
+            return run(main)
     except Exception as error:  # noqa: BLE001  whatever it is, it must name its seed
         trace = worlds[0].trace if worlds else Trace()
         violation = Violation("stopped", f"the world itself ended: {error!r}")
