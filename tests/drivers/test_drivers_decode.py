@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 from energybid.core.quantities import MANTISSA_MAX, Status
 from energybid.drivers.modbus.decode import decoder, encode
-from energybid.drivers.modbus.map import TYPES, Field, Request
+from energybid.drivers.modbus.map import FLOATS, TYPES, Field, Request
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -60,7 +60,9 @@ def test_floats_with_odd_factors(value: float, factor: str) -> None:
 
 
 @given(
-    st.data(), st.sampled_from([k for k in TYPES if k != "float32"]), st.sampled_from(["1", "100", "0.1", "2.5", "0.3"])
+    st.data(),
+    st.sampled_from([k for k in TYPES if k not in FLOATS]),
+    st.sampled_from(["1", "100", "0.1", "2.5", "0.3"]),
 )
 def test_integers_of_every_type_and_word_order(data: st.DataObject, kind: str, factor: str) -> None:
     bits = 16 * TYPES[kind].registers

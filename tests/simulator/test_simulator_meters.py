@@ -3,7 +3,7 @@ from fractions import Fraction
 
 import pytest
 from energybid.core.quantities import Obis
-from energybid.drivers.modbus.decode import decoder
+from energybid.drivers.modbus.decode import group_decoder
 from energybid.drivers.profile import LoadedProfile, compile_profile, list_profiles, load_profile, parse_profile
 from energybid.simulator.household import UJ_PER_WH, Household, Site
 from energybid.simulator.instrument import probe
@@ -50,11 +50,9 @@ def read(meter: Meter, function: int, first: int, count: int, at_ms: int = 0) ->
 def poll(loaded: LoadedProfile, meter: Meter, at_ms: int) -> dict[str, int | None]:
     """What the driver's own compilation and decoding make of the meter's answers."""
     (group,), compiled = compile_profile(loaded, interval_s=1)
-    values: list[int | None] = []
-    for request in compiled.groups[0]:
-        answer = read(meter, request.function, request.first, request.count, at_ms)
-        assert answer[:2] == bytes((request.function, 2 * request.count))
-        values += decoder(request)(answer[2:])[0]
+    answers = [read(meter, request.function, request.first, request.count, at_ms) for request in compiled.groups[0]]
+    assert [a[:2] for a in answers] == [bytes((r.function, 2 * r.count)) for r in compiled.groups[0]]
+    values, _ = group_decoder(compiled.groups[0])([answer[2:] for answer in answers])
     assert len(values) == len(group.quantities)
     return {str(quantity.obis): value for quantity, value in zip(group.quantities, values, strict=True)}
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 from energybid.core.errors import GarbledError, MeterError, NoReplyError, RefusedError
 from energybid.core.ports import Sample
 from energybid.core.quantities import Status
+from energybid.drivers.modbus.decode import factor_data
 from energybid.drivers.modbus.exchange import Asked, Exchange, Failure, Outcome
 from energybid.drivers.modbus.map import ModbusMap
 from energybid.drivers.modbus.mbap import MbapLink
@@ -93,7 +94,8 @@ class ModbusDriver:
                 await asyncio.sleep(BUSY_PAUSE_S)
             further = await self._link.run([exchange.asked[i] for i in indexes], meter.timeout_s)
             _merge(exchange, indexes, further)
-        if not any(isinstance(outcome, bytes) for outcome in exchange.outcomes):
+        wanted = zip(exchange.asked, exchange.outcomes, strict=True)
+        if not any(isinstance(outcome, bytes) and asked.request.fields for asked, outcome in wanted):
             raise self._error(meter, exchange)
         return _sample(exchange, sent_at)
 
@@ -134,12 +136,15 @@ def _sample(exchange: Exchange, sent_at: float) -> Sample:
     values: list[int | None] = []
     status: list[int] = []
     doubtful = False
+    numbers: Sequence[int | None]
+    states: Sequence[int] | None
     for asked, outcome in zip(exchange.asked, exchange.outcomes, strict=True):
-        if isinstance(outcome, bytes):
-            numbers, states = asked.decode(outcome)
+        if not isinstance(outcome, bytes):
+            numbers, states = _NONE * len(asked.request.fields), (_state(outcome),) * len(asked.request.fields)
+        elif asked.scaled:
+            numbers, states = asked.scaled(outcome, _factors(exchange))
         else:
-            state = Status.REFUSED if outcome in REFUSED else Status.NO_REPLY
-            numbers, states = _NONE * len(asked.request.fields), (state,) * len(asked.request.fields)
+            numbers, states = asked.decode(outcome)
         values += numbers
         if states is not None and not doubtful:
             doubtful = True
@@ -154,6 +159,19 @@ def _sample(exchange: Exchange, sent_at: float) -> Sample:
         tuple(values),
         tuple(status) if doubtful else None,
     )
+
+
+def _state(outcome: int) -> Status:
+    return Status.REFUSED if outcome in REFUSED else Status.NO_REPLY
+
+
+def _factors(exchange: Exchange) -> dict[str, bytes | int]:
+    """The factors that a poll brought, for the numbers that are multiplied by them."""
+    found: dict[str, bytes | int] = {}
+    for asked, outcome in zip(exchange.asked, exchange.outcomes, strict=True):
+        if asked.request.factors:
+            found |= factor_data(asked.request, outcome if isinstance(outcome, bytes) else _state(outcome))
+    return found
 
 
 _NONE: tuple[None] = (None,)

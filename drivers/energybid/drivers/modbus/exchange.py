@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pymodbus.pdu import ExceptionResponse
 from pymodbus.pdu.register_message import ReadHoldingRegistersRequest, ReadInputRegistersRequest
 
-from energybid.drivers.modbus.decode import decoder
+from energybid.drivers.modbus.decode import decoder, scaled_decoder
 from energybid.drivers.modbus.framing import EXCEPTION_FLAG, PDU_MAX, RTU_OVERHEAD, rtu_frame
 from energybid.drivers.modbus.map import HOLDING, INPUT, Request
 
@@ -43,7 +43,7 @@ Outcome = bytes | int
 class Asked:
     """A request to one unit, encoded, with what its reply must look like."""
 
-    __slots__ = ("decode", "function", "head", "request", "rtu", "size", "tcp_tail", "unit")
+    __slots__ = ("decode", "function", "head", "request", "rtu", "scaled", "size", "tcp_tail", "unit")
 
     def __init__(self, unit: int, request: Request) -> None:
         """Encode a request.
@@ -66,6 +66,8 @@ class Asked:
         self.size = READ_OVERHEAD + 2 * request.count
         """Length of the reply's PDU."""
         self.decode = decoder(request)
+        self.scaled = scaled_decoder(request)
+        """Decodes in its place where numbers are multiplied by factors that the meter holds."""
         if self.size > PDU_MAX:
             raise ValueError(f"{request.count} registers do not fit a reply")
 

@@ -5,6 +5,7 @@ pydantic here: the running agent never imports it.
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 HOLDING, INPUT = 3, 4
@@ -30,24 +31,54 @@ TYPES = {
     "float32": RegisterType("f", 2),
     "int64": RegisterType("q", 4),
     "uint64": RegisterType("Q", 4),
+    "float64": RegisterType("d", 4),
 }
+FLOATS = frozenset({"float32", "float64"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Factor:
+    """A number in the meter by which quantities are multiplied: a transformer ratio, a power of ten."""
+
+    name: str
+    function: int
+    """HOLDING or INPUT."""
+    first: int
+    """Address on the wire, 0-based."""
+    type: str
+    """Key of TYPES."""
+    little: bool
+    swapped: bool
+    scale: Fraction
+    """The factor is raw × scale, or 10 to the power of that."""
+    power_of_ten: bool
+    markers: tuple[int, ...] = ()
+
+    @property
+    def end(self) -> int:
+        """Address behind its last register."""
+        return self.first + TYPES[self.type].registers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """One number in a reply. Its mantissa is raw × numerator / denominator, rounded half-even."""
+    """One number in a reply. Its mantissa is raw × numerator / denominator × factors, rounded half-even."""
 
     offset: int
     """Registers from the beginning of the reply."""
     type: str
     """Key of TYPES."""
     little: bool
-    """The first register is the least significant one; bytes within a register are always big-endian."""
+    """The first register is the least significant one."""
     numerator: int
     denominator: int
-    """Scale over resolution, in lowest terms, > 0."""
+    """Scale over resolution, in lowest terms; the numerator is not 0, the denominator > 0."""
     markers: tuple[int, ...] = ()
     """Bit patterns, as unsigned integers of the type's size, that mean "not available"."""
+    swapped: bool = False
+    """The bytes within each register are little-endian too; Modbus says big-endian."""
+    factors: tuple[Factor, ...] = ()
+    """What the number is multiplied by besides; each is among the ``factors`` of one of the group's requests."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +91,31 @@ class Request:
     """Address on the wire, 0-based."""
     count: int
     fields: tuple[Field, ...]
-    """In the order of their registers."""
+    """In the order of their registers; empty where only factors are read."""
+    factors: tuple[Factor, ...] = ()
+    """What numbers of the group's requests are multiplied by, as far as it lies here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writable:
+    """A number that may be written, in one write of its registers (function 16, or 6 for a single one)."""
+
+    name: str
+    first: int
+    """Address of the first holding register on the wire, 0-based."""
+    count: int
+    type: str
+    """Key of TYPES."""
+    little: bool
+    swapped: bool
+    scale: Fraction
+    """Units per raw count."""
+    unit: str
+    minimum: Fraction
+    """In the unit, as is everything below."""
+    maximum: Fraction
+    safe: Fraction | None
+    """What the control path reverts to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,3 +126,4 @@ class ModbusMap:
     """
 
     groups: tuple[tuple[Request, ...], ...]
+    writables: tuple[Writable, ...] = ()
