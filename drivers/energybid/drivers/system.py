@@ -1,57 +1,84 @@
-"""The real buses: TCP connections and serial ports, as asyncio transports. Only this module of the drivers opens one.
+"""The real buses: TCP, TLS and UDP, as asyncio transports. Only this module and ``serialport`` open any.
 
-A serial port is read and written by the event loop itself (no threads): pyserial sets the line up, then only its file
-descriptor is used. A port that vanishes is a lost connection with an error.
+What Modbus is, nobody here knows. Names are looked up at every opening, certificates are read at every opening.
 """
 
 import asyncio
-import fcntl
-import os
 import socket
-import termios
-from collections import deque
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
-
-import serial  # type: ignore[import-untyped]  # pyserial ships no types
+from typing import Any
 
 from energybid.core.errors import BusDownError
-from energybid.core.ports import Endpoint, SerialEndpoint, TcpEndpoint
+from energybid.core.ports import Endpoint, TcpEndpoint, TlsSettings, UdpEndpoint
+from energybid.drivers.serialport.system import SerialPorts
+from energybid.drivers.tls import client_context, explain
 
 CONNECT_TIMEOUT_S = 5.0
 UNACKNOWLEDGED_MAX_MS = 20_000
 """A TCP connection whose data stays unacknowledged this long is lost."""
 KEEP_ALIVE_S = 30
-READ_SIZE = 4096
-WRITE_BUFFER_MAX = 65_536
-"""Bytes that may wait for a serial port that takes none; then the port is given up."""
 
 ProtocolFactory = Callable[[], asyncio.Protocol]
+
+_PORTS = SerialPorts()
+"""Remembers adapters for as long as the process lives."""
 
 
 async def open_bus(endpoint: Endpoint, protocol: ProtocolFactory, /) -> asyncio.Transport:
     """Connect ``protocol()`` to a bus. Implements ``OpenBus``.
+
+    A UDP endpoint's transport sends one datagram for each ``write``, and hands over one at a time.
 
     Raises:
         BusDownError: It can not be opened; the message says why, and who holds a port that is in use.
     """
     if isinstance(endpoint, TcpEndpoint):
         return await _open_tcp(endpoint, protocol)
-    return _open_serial(endpoint, protocol)
+    if isinstance(endpoint, UdpEndpoint):
+        return await _open_udp(endpoint, protocol)
+    return _PORTS.open(endpoint, protocol)
+
+
+# ---------------------------------------------------------------- TCP, TLS
 
 
 async def _open_tcp(endpoint: TcpEndpoint, protocol: ProtocolFactory) -> asyncio.Transport:
-    where = f"{endpoint.host} port {endpoint.port}"
+    tls, where = endpoint.tls, f"{endpoint.host} port {endpoint.port}"
+    name = (tls and tls.server_name) or endpoint.host
+    secured: dict[str, Any] = {} if tls is None else {"ssl": _context(where, tls), "server_hostname": name}
+    made = protocol if tls is None else lambda: _Plain(protocol(), name)
+    loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            transport, _ = await asyncio.get_running_loop().create_connection(protocol, endpoint.host, endpoint.port)
+            transport, _ = await loop.create_connection(made, endpoint.host, endpoint.port, **secured)
     except TimeoutError:
         raise BusDownError(f"no connection to {where} within {CONNECT_TIMEOUT_S:g} s") from None
     except OSError as error:
-        raise BusDownError(f"no connection to {where}: {error.strerror or error}") from None
+        raise BusDownError(f"no connection to {where}: {explain(error, name)}") from None
     _tune(transport.get_extra_info("socket"))
     return transport
+
+
+def _context(where: str, tls: TlsSettings) -> ssl.SSLContext:
+    try:
+        return client_context(tls)
+    except ValueError as error:
+        raise BusDownError(f"no connection to {where}: {error}") from None
+
+
+class _Plain(asyncio.Protocol):
+    """Tells its owner in plain words why a secured connection was lost: TLS 1.3 refuses after connecting."""
+
+    def __init__(self, owner: asyncio.Protocol, name: str) -> None:
+        self._name = name
+        self._owner = owner
+        self.data_received = owner.data_received  # type: ignore[method-assign]  # no further call for each piece
+        self.connection_made = owner.connection_made  # type: ignore[method-assign]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._owner.connection_lost(ConnectionError(explain(exc, self._name)) if exc else None)
 
 
 def _tune(connection: socket.socket) -> None:
@@ -62,143 +89,71 @@ def _tune(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MAX_MS)
 
 
-def _open_serial(endpoint: SerialEndpoint, protocol: ProtocolFactory) -> asyncio.Transport:
+# ---------------------------------------------------------------- UDP
+
+
+async def _open_udp(endpoint: UdpEndpoint, protocol: ProtocolFactory) -> asyncio.Transport:
+    loop, where = asyncio.get_running_loop(), f"{endpoint.host} port {endpoint.port}"
     try:
-        port = serial.Serial(
-            endpoint.device,
-            endpoint.baudrate,
-            bytesize=endpoint.data_bits,
-            parity=endpoint.parity,
-            stopbits=endpoint.stop_bits,
-            timeout=0,
-            exclusive=True,
-        )
-    except (OSError, ValueError, termios.error) as error:  # SerialException is an OSError
-        raise BusDownError(f"can not open {endpoint.device}: {_why(endpoint.device, error)}") from None
-    return SerialTransport(asyncio.get_running_loop(), port, protocol())
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            _, datagrams = await loop.create_datagram_endpoint(
+                lambda: Datagrams(protocol()), remote_addr=(endpoint.host, endpoint.port)
+            )
+    except TimeoutError:
+        raise BusDownError(f"no address for {where} within {CONNECT_TIMEOUT_S:g} s") from None
+    except OSError as error:
+        raise BusDownError(f"no way to {where}: {error.strerror or error}") from None
+    return datagrams
 
 
-def _why(device: str, error: Exception) -> str:
-    holders = _holders(device)
-    if holders and isinstance(error, OSError) and "lock" in str(error).lower():
-        return f"in use by {', '.join(holders)}"
-    text = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-    return f"{text}; held by {', '.join(holders)}" if holders and "busy" in text.lower() else text
+class Datagrams(asyncio.DatagramProtocol, asyncio.Transport):
+    """A connected UDP socket behind the face of a stream: a datagram is one ``write``, or one ``data_received``."""
 
-
-def _holders(device: str) -> list[str]:
-    """Programs that have a device open, as far as this user may know; "name (pid)"."""
-    target = os.path.realpath(device)
-    holders = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if any(os.path.realpath(fd) == target for fd in (process / "fd").iterdir()):
-                holders.append(f"{(process / 'comm').read_text().strip()} ({process.name})")
-    return holders
-
-
-class SerialTransport(asyncio.Transport):
-    """A serial port on the event loop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, port: serial.Serial, protocol: asyncio.Protocol) -> None:
-        """Start reading; tells the protocol that the connection is made.
+    def __init__(self, owner: asyncio.Protocol) -> None:
+        """Speak for ``owner``.
 
         Args:
-            loop: The running loop.
-            port: Open, exclusive, with a time-out of 0.
-            protocol: Gets the bytes.
+            owner: Gets each datagram whole; the kernel has checked that it came from the endpoint.
         """
-        super().__init__({"serial": port})
-        self._loop = loop
-        self._port = port
-        self._fd: int = port.fileno()
-        self._protocol: asyncio.BaseProtocol = protocol
-        self._waiting: deque[bytes] = deque()
-        self._closing = False
-        os.set_blocking(self._fd, False)
-        port.reset_input_buffer()
-        protocol.connection_made(self)
-        loop.add_reader(self._fd, self._readable)
+        super().__init__()
+        self._owner: asyncio.BaseProtocol = owner
+        self._refused: Exception | None = None
 
-    def _readable(self) -> None:
-        try:
-            data = os.read(self._fd, READ_SIZE)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            self._lose(error)
-            return
-        if data and isinstance(self._protocol, asyncio.Protocol):
-            self._protocol.data_received(data)
-        elif not data:
-            self._lose(OSError("the port was closed or unplugged"))
+    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
+        """Begin."""
+        self._socket = transport
+        self._owner.connection_made(self)
+
+    def datagram_received(self, data: bytes, addr: object) -> None:  # noqa: ARG002
+        """Hand one over."""
+        if isinstance(self._owner, asyncio.Protocol):
+            self._owner.data_received(data)
+
+    def error_received(self, exc: Exception) -> None:
+        """Give up where nobody listens: the other side said so (ICMP)."""
+        self._refused = exc
+        self._socket.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self._owner.connection_lost(exc or self._refused)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send bytes, now or when the port takes them."""
-        if self._closing or not data:
-            return
-        self._waiting.append(bytes(data))
-        if len(self._waiting) == 1:
-            self._writable()
-
-    def _writable(self) -> None:
-        try:
-            while self._waiting:
-                sent = os.write(self._fd, self._waiting[0])
-                rest = self._waiting.popleft()[sent:]
-                if rest:
-                    self._waiting.appendleft(rest)
-        except (BlockingIOError, InterruptedError):
-            pass
-        except OSError as error:
-            self._lose(error)
-            return
-        if sum(map(len, self._waiting)) > WRITE_BUFFER_MAX:
-            self._lose(OSError("the port takes no more bytes"))
-        elif self._waiting:
-            self._loop.add_writer(self._fd, self._writable)
-        else:
-            self._loop.remove_writer(self._fd)
-
-    def _lose(self, error: Exception | None) -> None:
-        if self._closing:
-            return
-        self._closing = True
-        self._loop.remove_reader(self._fd)
-        self._loop.remove_writer(self._fd)
-        self._waiting.clear()
-        self._loop.call_soon(self._finish, error)
-
-    def _finish(self, error: Exception | None) -> None:
-        # Closing a port waits until its output is sent, up to 30 s; discard that first.
-        with suppress(OSError, termios.error):
-            termios.tcflush(self._fd, termios.TCIOFLUSH)
-        with suppress(OSError):
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
-        with suppress(OSError):
-            self._port.close()
-        self._protocol.connection_lost(error)
+        """Send one datagram; what the system has no room for is lost, as datagrams are."""
+        if not self._socket.is_closing():
+            with suppress(OSError):
+                self._socket.sendto(data)
 
     def close(self) -> None:
-        """Close at once: what was not sent is of no use to anybody later."""
-        self._lose(None)
-
-    def abort(self) -> None:
         """Close at once."""
-        self._lose(None)
+        self._socket.abort()
+
+    abort = close
 
     def is_closing(self) -> bool:
         """Whether it is closed or closing."""
-        return self._closing
+        return self._socket.is_closing()
 
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        """Who gets the bytes."""
-        return self._protocol
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Change who gets the bytes."""
-        self._protocol = protocol
-
-    def get_write_buffer_size(self) -> int:
-        """Bytes that wait to be sent."""
-        return sum(map(len, self._waiting))
+    def get_extra_info(self, name: str, default: Any = None) -> Any:  # noqa: ANN401
+        """What the socket knows."""
+        return self._socket.get_extra_info(name, default)
