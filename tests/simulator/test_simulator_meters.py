@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 PROFILES = {name: load_profile(name) for name in list_profiles()}
 SITE = Site(pv_peak_w=6000, import_wh=3_456_789)
 MOMENTS = st.integers(0, 2 * 86_400_000)
-EXAMPLES = settings(deadline=None, max_examples=50)
-"""No deadline: a jump of days takes its time on a busy machine."""
+EXAMPLES = settings(deadline=None, max_examples=10)
+"""No deadline: a jump of days takes its time on a busy machine. Few examples: there are many models."""
 
 SCALED = b"""
 manufacturer = "Test"

@@ -7,11 +7,12 @@ Here live the encoding of registers and the meter's side of reading them; what i
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from math import floor
+from math import ceil, floor, prod
 from struct import Struct
 
-from energybid.drivers.modbus.map import HOLDING, INPUT, TYPES
-from energybid.drivers.profile import FUNCTION_OF, LoadedProfile, Register, SerialNumber
+from energybid.drivers.modbus.decode import FACTOR_DIGITS, in_order, pack_raw, swapped
+from energybid.drivers.modbus.map import FLOATS, TYPES, Factor
+from energybid.drivers.profile import FUNCTION_OF, Fingerprint, LoadedProfile, Register, SerialNumber
 from energybid.simulator.faults import EXCEPTION_FLAG
 from energybid.simulator.household import Household, State
 from energybid.simulator.instrument import probe
@@ -51,7 +52,42 @@ class Area:
     cells: tuple[Cell, ...]
 
 
-def raw_value(register: Register, value: Fraction) -> int | float:
+Factors = dict[str, Fraction]
+"""Raw values of the factors that a meter holds, by name."""
+
+
+def factor_settings(loaded: LoadedProfile) -> Factors:
+    """How a meter is set: ratios of 1, powers of ten that let its registers count what is logged, or finer."""
+    return {factor.name: _setting(factor, loaded) for factor in loaded.factors}
+
+
+def _setting(factor: Factor, loaded: LoadedProfile) -> Fraction:
+    if not factor.power_of_ten:
+        return Fraction(ceil(1 / factor.scale))
+    digits = FACTOR_DIGITS
+    for register in loaded.registers:
+        while (
+            factor in register.factors and digits > -FACTOR_DIGITS and abs(register.factor) * 10 ** Fraction(digits) > 1
+        ):
+            digits -= 1
+    return Fraction(floor(digits / factor.scale))
+
+
+def product(register: Register, settings: Factors) -> Fraction:
+    """What a quantity is multiplied by besides its scale."""
+    return prod((_value(factor, settings[factor.name]) for factor in register.factors), start=Fraction(1))
+
+
+def _value(factor: Factor, raw: Fraction) -> Fraction:
+    return Fraction(10) ** int(raw * factor.scale) if factor.power_of_ten else raw * factor.scale
+
+
+def factor_bytes(factor: Factor, raw: Fraction) -> bytes:
+    """A factor's registers as they are sent."""
+    return pack_raw(factor.type, raw, factor.little, factor.swapped)
+
+
+def raw_value(register: Register, value: Fraction, factor: Fraction) -> int | float:
     """What a meter counts for a value in the register's unit.
 
     Cumulative registers count only what is complete and roll over; other integers are rounded half-even.
@@ -61,23 +97,22 @@ def raw_value(register: Register, value: Fraction) -> int | float:
         value = floor(value / step) * step
         if register.rollover is not None:
             value %= register.rollover
-    counted = value / register.scale
-    if register.type == "float32":
+    counted = value / (register.scale * factor)
+    if register.type in FLOATS:
         return float(counted)
     return floor(counted) if register.quantity.cumulative else round(counted)
 
 
-def encode(register: Register, value: Fraction) -> bytes:
+def encode(register: Register, value: Fraction, factor: Fraction = Fraction(1)) -> bytes:
     """A value in the register's unit → its registers as they are sent.
 
     What an integer register can not hold is sent as the model's mark for "not available", or as the nearest it can.
     """
     kind = TYPES[register.type]
-    raw = raw_value(register, value)
+    raw = raw_value(register, value, factor)
     if isinstance(raw, int):
         raw = _fitted(register, raw)
-    data = Struct(f">{kind.code}").pack(raw)
-    return _reversed_words(data) if register.little else data
+    return in_order(Struct(f">{kind.code}").pack(raw), little=register.little, swap=register.swapped)
 
 
 def _fitted(register: Register, raw: int) -> int:
@@ -90,10 +125,6 @@ def _fitted(register: Register, raw: int) -> int:
         mark = register.markers[0]
         return mark - (1 << bits) if mark > high else mark
     return min(max(raw, low), high)
-
-
-def _reversed_words(data: bytes) -> bytes:
-    return b"".join(data[at : at + REGISTER_SIZE] for at in range(len(data) - REGISTER_SIZE, -1, -REGISTER_SIZE))
 
 
 class Meter:
@@ -113,18 +144,32 @@ class Meter:
         profile = loaded.profile
         self._site = site
         self._limit = profile.max_registers
-        cells = [(register.function, _cell(register)) for register in loaded.registers]
+        settings = factor_settings(loaded)
+        cells = [
+            *((register.function, _cell(register, product(register, settings))) for register in loaded.registers),
+            *(
+                (factor.function, _fixed(factor.first, factor_bytes(factor, settings[factor.name])))
+                for factor in loaded.factors
+            ),
+        ]
+        polled = len(cells)
+        if identity := profile.identification.serial_number:
+            cells.append((FUNCTION_OF[identity.table], _identity(identity, serial_number)))
+        cells += [(print_.function, _fingerprint(print_)) for print_ in loaded.fingerprints]
         areas = [
             Area(
                 function := FUNCTION_OF[block.table],
                 block.first,
                 end := block.first + block.count,
-                tuple(c for f, c in cells if f == function and block.first <= c.first < end),
+                tuple(c for f, c in reversed(cells) if f == function and block.first <= c.first and c.end <= end),
             )
             for block in profile.block
         ]
-        if identity := profile.identification.serial_number:
-            areas.append(_identity(identity, serial_number))
+        areas += [
+            Area(f, c.first, c.end, (c,))
+            for f, c in cells[polled:]
+            if not any(a.function == f and a.first <= c.first and c.end <= a.end for a in areas)
+        ]
         self._areas = areas
         self._functions = {area.function for area in areas}
 
@@ -165,14 +210,25 @@ def _refusal(function: int, code: int) -> bytes:
     return bytes((function | EXCEPTION_FLAG, code))
 
 
-def _cell(register: Register) -> Cell:
+def _cell(register: Register, factor: Fraction) -> Cell:
     measure = probe(register.quantity.obis)
-    return Cell(register.first, register.count, lambda state: encode(register, measure(state)))
+    return Cell(register.first, register.count, lambda state: encode(register, measure(state), factor))
 
 
-def _identity(place: SerialNumber, number: int) -> Area:
+def _fixed(first: int, words: bytes) -> Cell:
+    return Cell(first, len(words) // REGISTER_SIZE, lambda _state: words)
+
+
+def _identity(place: SerialNumber, number: int) -> Cell:
     size = REGISTER_SIZE * place.count
     text = str(number).encode("ascii").ljust(size, b"\x00") if place.type == "text" else number.to_bytes(size, "big")
-    end = place.register_ + place.count
-    function = HOLDING if place.table == "holding" else INPUT
-    return Area(function, place.register_, end, (Cell(place.register_, place.count, lambda _state: text),))
+    return _fixed(place.register_, text)
+
+
+def _fingerprint(known: Fingerprint) -> Cell:
+    """What the model is known by; where a quantity stands in the same registers, that is what is sent."""
+    if known.text is not None:
+        text = known.text.encode("ascii").ljust(REGISTER_SIZE * known.count, b"\x00")
+        return _fixed(known.first, swapped(text) if known.swapped else text)
+    raw = known.equals[0] if known.equals else sum(known.between or ()) // 2
+    return _fixed(known.first, pack_raw(known.type, Fraction(raw), known.little, known.swapped))

@@ -15,10 +15,18 @@ from random import Random
 from struct import Struct
 from typing import NamedTuple
 
-from energybid.drivers.modbus.map import TYPES
+from energybid.drivers.modbus.decode import in_order
+from energybid.drivers.modbus.map import FLOATS, TYPES
 from energybid.drivers.profile import FUNCTION_OF, LoadedProfile, Register
 from energybid.simulator.faults import Fault, FaultSource
-from energybid.simulator.meters import ILLEGAL_ADDRESS, ILLEGAL_FUNCTION, ILLEGAL_VALUE
+from energybid.simulator.meters import (
+    ILLEGAL_ADDRESS,
+    ILLEGAL_FUNCTION,
+    ILLEGAL_VALUE,
+    factor_bytes,
+    factor_settings,
+    product,
+)
 
 _READ = Struct(">BHH")
 EXCEPTION_FLAG = 0x80
@@ -151,7 +159,7 @@ class WorldMeter:
             for number, register in enumerate(self._loaded.registers)
             if register.function == function and first <= register.first and register.end <= first + count
         )
-        return _compile(found, first, count)
+        return _compile(self._loaded, found, first, count)
 
     # ------------------------------------------------------------ memory
 
@@ -167,36 +175,66 @@ class WorldMeter:
         return self._memory[bisect_left(self._times, from_s) : bisect_left(self._times, to_s)]
 
 
-def _compile(found: tuple[tuple[int, Register], ...], first: int, count: int) -> _Read:
-    little = any(register.little for _, register in found)
+def _compile(loaded: LoadedProfile, found: tuple[tuple[int, Register], ...], first: int, count: int) -> _Read:
+    settings = factor_settings(loaded)
+    factors = [r.factor * product(r, settings) for _, r in found]
+    pack, little = _packer(loaded, found, first, count)
+    return _Read(
+        pack,
+        little,
+        found,
+        tuple(_mantissa_of(register, factor) for (_, register), factor in zip(found, factors, strict=True)),
+        tuple(_raw_of(register, factor) for (_, register), factor in zip(found, factors, strict=True)),
+        tuple(register.first for _, register in found),
+    )
+
+
+def _packer(
+    loaded: LoadedProfile, found: tuple[tuple[int, Register], ...], first: int, count: int
+) -> tuple[Callable[..., bytes], bool]:
+    """What packs raw counts, and whether the bytes of each register must be swapped then."""
+    if loaded.factors or any(r.swapped for _, r in found) or len({r.little for _, r in found if r.count > 1}) > 1:
+        return _one_by_one(loaded, found, first, count), False
+    little = any(register.little for _, register in found if register.count > 1)
     layout, at = "", first
     for _, register in found:
         layout += "x" * 2 * (register.first - at) + TYPES[register.type].code
         at = register.end
     layout += "x" * 2 * (first + count - at)
-    return _Read(
-        Struct(("<" if little else ">") + layout).pack,
-        little,
-        found,
-        tuple(_mantissa_of(register) for _, register in found),
-        tuple(_raw_of(register) for _, register in found),
-        tuple(register.first for _, register in found),
-    )
+    return Struct(("<" if little else ">") + layout).pack, little
 
 
-def _mantissa_of(register: Register) -> Callable[[int], int]:
-    factor = register.factor
-    if register.type == "float32" or factor == 1:
+def _one_by_one(
+    loaded: LoadedProfile, found: tuple[tuple[int, Register], ...], first: int, count: int
+) -> Callable[..., bytes]:
+    settings = factor_settings(loaded)
+    fixed = bytearray(2 * count)
+    for factor in loaded.factors:
+        if first <= factor.first and factor.end <= first + count:
+            fixed[2 * (factor.first - first) : 2 * (factor.end - first)] = factor_bytes(factor, settings[factor.name])
+
+    def pack(*raws: float) -> bytes:
+        image = bytearray(fixed)
+        for (_, register), raw in zip(found, raws, strict=True):
+            data = Struct(">" + TYPES[register.type].code).pack(raw)
+            at = 2 * (register.first - first)
+            image[at : at + len(data)] = in_order(data, little=register.little, swap=register.swapped)
+        return bytes(image)
+
+    return pack
+
+
+def _mantissa_of(register: Register, factor: Fraction) -> Callable[[int], int]:
+    if register.type in FLOATS or factor == 1:
         return lambda count: count
     if factor.denominator == 1:
         return lambda count: count * factor.numerator
     return lambda count: round(count * factor)
 
 
-def _raw_of(register: Register) -> Callable[[int], int | float]:
-    if register.type != "float32":
+def _raw_of(register: Register, factor: Fraction) -> Callable[[int], int | float]:
+    if register.type not in FLOATS:
         return lambda count: count
-    factor = register.factor
     if factor.denominator == 1:
         return lambda count: count / factor.numerator
     return lambda count: float(Fraction(count) / factor)
