@@ -1,32 +1,34 @@
-"""The Modbus driver: polls meters over a link, retries what is worth it, makes samples of replies.
+"""The Modbus driver: polls meters over a link, retries what is worth it, learns, makes samples of replies.
 
 Here live the reactions to failures (DESIGN: errors): garbled and unanswered requests are asked again, refused ones are
-not, a group of which a part was read gives a partial sample.
+not but looked into, a group of which a part was read gives a partial sample.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from energybid.core.errors import GarbledError, MeterError, NoReplyError, RefusedError
-from energybid.core.ports import Sample
-from energybid.core.quantities import Status
-from energybid.drivers.modbus.decode import factor_data
+from energybid.core.ports import SerialEndpoint
+from energybid.drivers.modbus.ascii import AsciiLink
 from energybid.drivers.modbus.exchange import Asked, Exchange, Failure, Outcome
-from energybid.drivers.modbus.map import ModbusMap
+from energybid.drivers.modbus.learned import Patience
+from energybid.drivers.modbus.link import Link
 from energybid.drivers.modbus.mbap import MbapLink
 from energybid.drivers.modbus.rtu import RtuLink
+from energybid.drivers.modbus.rtu_tcp import RtuTcpLink
+from energybid.drivers.modbus.split import Part, Search, trial
+from energybid.drivers.modbus.unit import REFUSED, SPLIT, Poll, Unit, heard, plain_sample
+from energybid.drivers.modbus.udp import UdpLink
+from energybid.drivers.target import ASCII, RTU, RTU_TCP, TCP, UDP
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Mapping, Sequence
 
-    from energybid.core.ports import BusPlan, Driver, MeterPlan, Platform
-    from energybid.drivers.modbus.link import Link
+    from energybid.core.ports import BusPlan, Driver, MeterPlan, Platform, Sample
 
-# Exception codes, Modbus Application Protocol V1.1b3 §7.
-REFUSED = frozenset({1, 2, 3, 4})
-"""Illegal function, address or value; device failure."""
+# Exception codes, Modbus Application Protocol V1.1b3 §7; those that refuse are in ``unit``.
 BUSY = frozenset({5, 6})
 """Acknowledge ("I need longer"), server device busy."""
 UNREACHED = frozenset({10, 11})
@@ -34,8 +36,15 @@ UNREACHED = frozenset({10, 11})
 BUSY_PAUSE_S = 0.1
 SERIAL_CONCURRENCY = 4
 """Polls at once on a line: one speaks, the others wait for their turn, or for a late reply to pass."""
+SEARCH_AT_ONCE = 2
+"""Requests of a search that go out together; between them other meters have their turn."""
+SERIAL_FLOOR_S, TCP_FLOOR_S = 0.1, 0.2
+"""No time-out that is learned is shorter: adapters, networks and busy gateways hold replies back."""
 
-TCP, RTU = "modbus-tcp", "modbus-rtu"
+LINKS: dict[str, type[Link]] = {TCP: MbapLink, UDP: UdpLink, RTU: RtuLink, ASCII: AsciiLink, RTU_TCP: RtuTcpLink}
+"""What speaks each kind of bus."""
+MATCHED = frozenset({TCP, UDP})
+"""Kinds that match replies to requests by transaction, and so may have several under way."""
 
 
 def open_driver(platform: Platform, plan: BusPlan) -> Driver:
@@ -43,79 +52,196 @@ def open_driver(platform: Platform, plan: BusPlan) -> Driver:
 
     Args:
         platform: The seams.
-        plan: A bus of kind ``modbus-tcp`` or ``modbus-rtu``; its meters' maps come from ``compile_profile``.
+        plan: A bus of a kind in ``LINKS``; its meters' maps come from ``compile_profile``.
 
     Raises:
         ValueError: Another kind of bus.
     """
-    if plan.kind not in {TCP, RTU}:
+    if plan.kind not in LINKS:
         raise ValueError(f"bus {plan.name}: the Modbus driver does not speak {plan.kind}")
-    link = MbapLink(platform, plan) if plan.kind == TCP else RtuLink(platform, plan)
-    return ModbusDriver(link, plan)
+    return ModbusDriver(platform, LINKS[plan.kind](platform, plan), plan)
 
 
 class ModbusDriver:
     """Polls the meters of one bus. Implements ``Driver``."""
 
-    def __init__(self, link: Link, plan: BusPlan) -> None:
+    def __init__(self, platform: Platform, link: Link, plan: BusPlan) -> None:
         """Encode every request of every meter once.
 
         Args:
+            platform: The seams.
             link: Carries the exchanges.
             plan: The bus.
         """
+        self._platform = platform
         self._link = link
         self._bus = plan.name
-        self._asked = {meter.name: _asked(meter) for meter in plan.meters}
-        self.concurrency = max(1, plan.in_flight) if plan.kind == TCP else SERIAL_CONCURRENCY
+        self._loop = asyncio.get_running_loop()
+        self._units = {meter.name: Unit(meter, _patience(plan, meter)) for meter in plan.meters}
+        self.concurrency = max(1, plan.in_flight) if plan.kind in MATCHED else SERIAL_CONCURRENCY
         """How many polls may be under way at once."""
 
     async def poll(self, meter: MeterPlan, group: int, *, probe: bool = False) -> Sample:
         """Read one group of one meter; see ``Driver.poll``."""
-        exchange = await self._link.run(self._asked[meter.name][group], meter.timeout_s)
-        outcomes = exchange.outcomes
-        if not all(type(outcome) is bytes for outcome in outcomes):
-            return await self._poll_again(meter, exchange, tries=0 if probe else meter.retries)
-        return _sample(exchange, exchange.sent_at)
+        unit = self._units[meter.name]
+        if probe:
+            await self._probe(unit, group)
+        reading, patience = unit.readings[group], unit.patience
+        exchange = await self._run(unit, reading.asked, patience.timeout_s)
+        if reading.plain:
+            for outcome in exchange.outcomes:
+                if type(outcome) is not bytes:
+                    break
+            else:
+                patience.answered(exchange.delay_s)
+                unit.turnaround.went_well()
+                return plain_sample(exchange)
+        return await self._make_the_best(unit, group, exchange)
+
+    def learned(self, meter: MeterPlan) -> dict[str, Any]:
+        """What was learned of a meter; see ``Driver.learned``."""
+        return self._units[meter.name].learned.plain(self._loop.time(), self._wall_ms())
+
+    def learn(self, meter: MeterPlan, plain: Mapping[str, Any]) -> None:
+        """Take up what an earlier run has learned; see ``Driver.learn``."""
+        self._units[meter.name].take(plain, self._loop.time(), self._wall_ms())
+
+    def shown(self, meter: MeterPlan) -> dict[str, Any]:
+        """What the operator is told; see ``Driver.shown``."""
+        return self._units[meter.name].learned.shown(self._loop.time())
 
     async def close(self) -> None:
         """Release the bus; idempotent."""
         await self._link.close()
 
-    async def _poll_again(self, meter: MeterPlan, exchange: Exchange, *, tries: int) -> Sample:
-        """Ask again what failed; make of it what there is."""
-        sent_at, garbled = exchange.sent_at, 0
-        for _ in range(tries):
+    def _wall_ms(self) -> int:
+        return self._platform.now_ns() // 1_000_000
+
+    # ------------------------------------------------------------ asking
+
+    async def _probe(self, unit: Unit, group: int) -> None:
+        """See whether a meter that is thought dead answers anything: its smallest request, once, without patience.
+
+        Raises:
+            NoReplyError: It does not.
+            GarbledError: Something came, but not its answer.
+        """
+        asked = unit.readings[group].smallest
+        exchange = await self._run(unit, [asked], unit.patience.probe_s())
+        outcome = exchange.outcomes[0]
+        if not isinstance(outcome, bytes) and outcome not in REFUSED:
+            raise self._error(unit, [(asked, outcome)])
+
+    def _run(self, unit: Unit, asked: Sequence[Asked], timeout_s: float) -> Awaitable[Exchange]:
+        late_s = unit.patience.ceiling_s - timeout_s
+        return self._link.run(asked, timeout_s, late_s=late_s, gap_s=unit.turnaround.extra_s)
+
+    async def _ask(self, unit: Unit, asked: Sequence[Asked]) -> Exchange:
+        """Ask once, and again what failed."""
+        exchange = await self._run(unit, asked, unit.patience.timeout_s)
+        await self._ask_again(unit, exchange)
+        return exchange
+
+    async def _ask_again(self, unit: Unit, exchange: Exchange) -> None:
+        """Ask again what failed."""
+        self._note(unit, exchange)
+        failed = [i for i, outcome in enumerate(exchange.outcomes) if outcome in {Failure.NO_REPLY, Failure.GARBLED}]
+        garbled = 0
+        for _ in range(unit.plan.retries):
             indexes = [i for i, outcome in enumerate(exchange.outcomes) if _again(outcome, garbled)]
             if not indexes:
                 break
             garbled += Failure.GARBLED in exchange.outcomes
             if BUSY.intersection(o for o in exchange.outcomes if isinstance(o, int)):
                 await asyncio.sleep(BUSY_PAUSE_S)
-            further = await self._link.run([exchange.asked[i] for i in indexes], meter.timeout_s)
-            _merge(exchange, indexes, further)
-        wanted = zip(exchange.asked, exchange.outcomes, strict=True)
-        if not any(isinstance(outcome, bytes) and asked.request.fields for asked, outcome in wanted):
-            raise self._error(meter, exchange)
-        return _sample(exchange, sent_at)
+            asked = [exchange.asked[i] for i in indexes]
+            further = await self._run(unit, asked, unit.patience.timeout_s)
+            self._note(unit, further)
+            for index, outcome in zip(indexes, further.outcomes, strict=True):
+                exchange.outcomes[index] = outcome
+            heard(exchange, further)
+        if exchange.hurried and any(isinstance(exchange.outcomes[i], bytes) for i in failed):
+            unit.turnaround.went_wrong()
 
-    def _error(self, meter: MeterPlan, exchange: Exchange) -> MeterError:
+    @staticmethod
+    def _note(unit: Unit, exchange: Exchange) -> None:
+        if not exchange.silent:
+            unit.patience.answered(exchange.delay_s)
+        if Failure.NO_REPLY in exchange.outcomes:
+            unit.patience.missed()
+
+    # ------------------------------------------------------------ what is not answered at once
+
+    async def _make_the_best(self, unit: Unit, group: int, exchange: Exchange) -> Sample:
+        """Ask again, look into refusals, try what was refused once; make of it what there is."""
+        places = unit.readings[group].places
+        await self._ask_again(unit, exchange)
+        poll = Poll(exchange, places)
+        await self._search(unit, group, poll)
+        if self._loop.time() >= unit.retry_at:
+            await self._retry(unit, group, poll)
+        if not poll.brought:
+            raise self._error(unit, [(asked, outcome) for asked, _, outcome in poll.answers])
+        return poll.sample(sum(len(part.places) for part in unit.compiled[group]))
+
+    async def _search(self, unit: Unit, group: int, poll: Poll) -> None:
+        """Find out which registers are to blame for a refusal, and read the others in the same poll."""
+        searches = [
+            Search(Part(asked.request, places), outcome)
+            for asked, places, outcome in poll.answers
+            if outcome in REFUSED
+        ]
+        if not searches or self._loop.time() < unit.search_at[group]:
+            return
+        level = [search for search in searches if search.outcome in SPLIT]
+        while level:
+            halves = [half for search in level for half in search.split()]
+            for at in range(0, len(halves), SEARCH_AT_ONCE):
+                batch = halves[at : at + SEARCH_AT_ONCE]
+                await self._ask_parts(unit, [half.part for half in batch], poll)
+                for half, (_, _, outcome) in zip(batch, poll.answers[-len(batch) :], strict=True):
+                    half.outcome = outcome
+            level = [half for half in halves if half.outcome in SPLIT]
+        if poll.brought:
+            unit.refuse([span for search in searches for span in search.verdict(REFUSED)], self._loop.time())
+        else:
+            unit.search_later(group, self._loop.time())
+
+    async def _retry(self, unit: Unit, group: int, poll: Poll) -> None:
+        """Try once more what was refused long ago: at most one request in a poll."""
+        now = self._loop.time()
+        due = (span for span, refusal in unit.learned.refused.items() if refusal.retry_at <= now)
+        for span in due:
+            part = trial(unit.compiled[group], span)
+            if part is not None:
+                await self._ask_parts(unit, [part], poll)
+                if isinstance(poll.answers[-1][2], bytes):
+                    unit.allow(span)
+                else:
+                    unit.put_off(span, now)
+                return
+
+    async def _ask_parts(self, unit: Unit, parts: Sequence[Part], poll: Poll) -> None:
+        poll.add(await self._ask(unit, [Asked(unit.plan.unit, part.request) for part in parts]), parts)
+
+    def _error(self, unit: Unit, answers: Sequence[tuple[Asked, Outcome]]) -> MeterError:
         """Why nothing at all was read."""
-        outcome, asked = next(zip(exchange.outcomes, exchange.asked, strict=True))
-        codes = [o for o in exchange.outcomes if o in REFUSED]
-        place = f"{self._bus}/{meter.name} ({asked})"
-        if len(codes) == len(exchange.outcomes):
+        asked, outcome = answers[0]
+        place = f"{self._bus}/{unit.plan.name} ({asked})"
+        outcomes = [outcome for _, outcome in answers]
+        if all(outcome in REFUSED for outcome in outcomes):
             return RefusedError(f"{place}: refused with exception {outcome!r}", cast("int", outcome))
-        if Failure.GARBLED in exchange.outcomes:
+        if Failure.GARBLED in outcomes:
             return GarbledError(f"{place}: what came was not the answer")
-        why = f"exception {int(outcome)}" if isinstance(outcome, int) and outcome > 0 else f"within {meter.timeout_s} s"
+        why = f"exception {int(outcome)}" if isinstance(outcome, int) and outcome > 0 else "nothing came"
         return NoReplyError(f"{place}: no answer: {why}")
 
 
-def _asked(meter: MeterPlan) -> tuple[tuple[Asked, ...], ...]:
-    if not isinstance(meter.map, ModbusMap):
-        raise TypeError(f"meter {meter.name}: its map is no ModbusMap")
-    return tuple(tuple(Asked(meter.unit, request) for request in requests) for requests in meter.map.groups)
+def _patience(plan: BusPlan, meter: MeterPlan) -> Patience:
+    """A meter that shares a TCP connection may have to wait for others there: its delays say nothing of it alone."""
+    if isinstance(plan.endpoint, SerialEndpoint):
+        return Patience(meter.timeout_s, SERIAL_FLOOR_S)
+    return Patience(meter.timeout_s, TCP_FLOOR_S if len(plan.meters) == 1 else meter.timeout_s)
 
 
 def _again(outcome: Outcome, garbled: int) -> bool:
@@ -123,55 +249,3 @@ def _again(outcome: Outcome, garbled: int) -> bool:
     if isinstance(outcome, bytes) or outcome in REFUSED:
         return False
     return not (outcome == Failure.GARBLED and garbled)
-
-
-def _merge(exchange: Exchange, indexes: Sequence[int], further: Exchange) -> None:
-    for index, outcome in zip(indexes, further.outcomes, strict=True):
-        exchange.outcomes[index] = outcome
-    if not further.silent:
-        exchange.received_at, exchange.received_ns = further.received_at, further.received_ns
-
-
-def _sample(exchange: Exchange, sent_at: float) -> Sample:
-    values: list[int | None] = []
-    status: list[int] = []
-    doubtful = False
-    numbers: Sequence[int | None]
-    states: Sequence[int] | None
-    for asked, outcome in zip(exchange.asked, exchange.outcomes, strict=True):
-        if not isinstance(outcome, bytes):
-            numbers, states = _NONE * len(asked.request.fields), (_state(outcome),) * len(asked.request.fields)
-        elif asked.scaled:
-            numbers, states = asked.scaled(outcome, _factors(exchange))
-        else:
-            numbers, states = asked.decode(outcome)
-        values += numbers
-        if states is not None and not doubtful:
-            doubtful = True
-            status = [0] * (len(values) - len(numbers))
-        if doubtful:
-            status += states or (0,) * len(numbers)
-    received_at = exchange.received_at
-    return Sample(
-        exchange.received_ns // 1_000_000,
-        round((received_at - sent_at) * 1000),
-        int(received_at * 1000),
-        tuple(values),
-        tuple(status) if doubtful else None,
-    )
-
-
-def _state(outcome: int) -> Status:
-    return Status.REFUSED if outcome in REFUSED else Status.NO_REPLY
-
-
-def _factors(exchange: Exchange) -> dict[str, bytes | int]:
-    """The factors that a poll brought, for the numbers that are multiplied by them."""
-    found: dict[str, bytes | int] = {}
-    for asked, outcome in zip(exchange.asked, exchange.outcomes, strict=True):
-        if asked.request.factors:
-            found |= factor_data(asked.request, outcome if isinstance(outcome, bytes) else _state(outcome))
-    return found
-
-
-_NONE: tuple[None] = (None,)

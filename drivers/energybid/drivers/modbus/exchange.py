@@ -43,7 +43,7 @@ Outcome = bytes | int
 class Asked:
     """A request to one unit, encoded, with what its reply must look like."""
 
-    __slots__ = ("decode", "function", "head", "request", "rtu", "scaled", "size", "tcp_tail", "unit")
+    __slots__ = ("decode", "function", "head", "pdu", "request", "rtu", "scaled", "size", "tcp_tail", "unit")
 
     def __init__(self, unit: int, request: Request) -> None:
         """Encode a request.
@@ -58,6 +58,7 @@ class Asked:
         self.unit = unit
         self.request = request
         self.function = request.function
+        self.pdu = pdu
         self.rtu = rtu_frame(unit, pdu)
         self.tcp_tail = pack(">HHB", 0, len(pdu) + 1, unit) + pdu
         """MBAP frame behind its transaction identifier."""
@@ -97,7 +98,11 @@ class Exchange:
 
     __slots__ = (
         "asked",
+        "delay_s",
         "done",
+        "gap_s",
+        "hurried",
+        "late_s",
         "left",
         "outcomes",
         "received_at",
@@ -108,16 +113,22 @@ class Exchange:
         "timeout_s",
     )
 
-    def __init__(self, asked: Sequence[Asked], timeout_s: float, done: asyncio.Future[None]) -> None:
+    def __init__(
+        self, asked: Sequence[Asked], timeout_s: float, done: asyncio.Future[None], late_s: float, gap_s: float
+    ) -> None:
         """Prepare an exchange.
 
         Args:
             asked: Its requests.
             timeout_s: How long each may take to be answered.
             done: Set when the last one is settled.
+            late_s: How much longer the meter may take at most, beside the line's lateness.
+            gap_s: Rest before each request, beyond the line's silence.
         """
         self.asked = asked
         self.timeout_s = timeout_s
+        self.late_s = late_s
+        self.gap_s = gap_s
         self.done = done
         self.sent = 0
         """How many requests were given to the bus; also the next one's index."""
@@ -131,6 +142,10 @@ class Exchange:
         """Wall clock at the last reply."""
         self.silent = True
         """Nothing was answered so far."""
+        self.delay_s = 0.0
+        """The longest that a reply took to begin."""
+        self.hurried = False
+        """A request that was lost had come right after other traffic."""
 
     def answer(self, index: int, outcome: Outcome, at: float, wall_ns: int) -> None:
         """Settle a request by a reply."""

@@ -59,15 +59,23 @@ class Link(asyncio.Protocol, ABC):
 
     # ------------------------------------------------------------ exchanges
 
-    async def run(self, asked: Sequence[Asked], timeout_s: float) -> Exchange:
+    async def run(
+        self, asked: Sequence[Asked], timeout_s: float, *, late_s: float = 0.0, gap_s: float = 0.0
+    ) -> Exchange:
         """Send requests and wait until each is settled.
+
+        Args:
+            asked: At least one request.
+            timeout_s: How long each may take to be answered.
+            late_s: How much longer the meter may take at most, beside the line's lateness.
+            gap_s: Rest that a line gets before each request, beyond its silence.
 
         Raises:
             BusDownError: The bus can not be opened, or was lost.
         """
         if self._transport is None:
             await self._connect()
-        exchange = Exchange(asked, timeout_s, self._loop.create_future())
+        exchange = Exchange(asked, timeout_s, self._loop.create_future(), late_s, gap_s)
         self._pending.append(exchange)
         self._pump_soon()
         try:

@@ -127,3 +127,5 @@ class ModbusMap:
 
     groups: tuple[tuple[Request, ...], ...]
     writables: tuple[Writable, ...] = ()
+    turnaround_s: float = 0.0
+    """Rest that the meter needs before a request, beyond the silence of the standard."""

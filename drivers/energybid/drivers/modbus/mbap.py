@@ -36,6 +36,8 @@ class MbapLink(Link):
         super().__init__(platform, plan)
         self._framer = MbapFramer()
         self._in_flight = max(1, plan.in_flight)
+        self._free_at = -NEVER
+        """When the plan's pause ends."""
         self._reserve_s = plan.lateness_s + max((meter.timeout_s for meter in plan.meters), default=0.0)
         self._reset()
 
@@ -59,7 +61,7 @@ class MbapLink(Link):
         now = self._loop.time()
         out: list[bytes] = []
         earliest = NEVER
-        while self._pending and len(self._sent) < self._in_flight and self._may_use(self._next, now):
+        while self._pending and len(self._sent) < self._in_flight and self._may_send(now):
             exchange = self._pending[0]
             index = exchange.sent
             if not index:
@@ -68,13 +70,24 @@ class MbapLink(Link):
             deadline = now + exchange.timeout_s
             self._sent[transaction] = exchange, index, deadline
             earliest = min(earliest, deadline)
+            self._free_at = now + self._plan.pause_s
             out.append(transaction.to_bytes(2, "big") + exchange.asked[index].tcp_tail)
             exchange.sent = index + 1
             if exchange.sent == len(exchange.asked):
                 del self._pending[0]
         if out:
-            transport.write(b"".join(out))
+            self._write(transport, out)
             self._wake_at(earliest)
+
+    def _write(self, transport: asyncio.Transport, frames: list[bytes]) -> None:
+        """Send frames together: one system call, and one segment."""
+        transport.write(b"".join(frames))
+
+    def _may_send(self, now: float) -> bool:
+        if now < self._free_at:
+            self._wake_at(self._free_at)
+            return False
+        return self._may_use(self._next, now)
 
     def _may_use(self, transaction: int, now: float) -> bool:
         """A late reply must never meet its identifier in use again."""
@@ -91,6 +104,7 @@ class MbapLink(Link):
         """Match replies to requests."""
         now, wall_ns = self._loop.time(), self._platform.now_ns()
         self._heard_at = now
+        self._free_at = now + self._plan.pause_s
         for frame in self._framer.feed(data):
             if isinstance(frame, Garbled):
                 if frame.fatal:
@@ -102,7 +116,9 @@ class MbapLink(Link):
             if entry is None:
                 self.ignored += 1
                 continue
-            exchange, index, _ = entry
+            exchange, index, deadline = entry
+            delay_s = now - deadline + exchange.timeout_s
+            exchange.delay_s = max(exchange.delay_s, delay_s)
             exchange.answer(index, exchange.asked[index].outcome(unit, pdu), now, wall_ns)
             self._proven = True
         self._pump_now()

@@ -8,9 +8,9 @@ to the next request of the same shape: such a request waits until the line has b
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from energybid.core.ports import SerialEndpoint
+from energybid.core.ports import SerialEndpoint, TcpEndpoint
 from energybid.drivers.modbus.exchange import Asked, Exchange, Failure
 from energybid.drivers.modbus.framing import RtuReplies
 from energybid.drivers.modbus.link import NEVER, Link
@@ -26,12 +26,18 @@ FAST_BAUD, FAST_SILENCE_S = 19_200, 0.00175
 REPEAT_S, REPEAT_CHARACTERS = 0.02, 17
 """A reply that is sent twice shows its second life within the longer of these: what an adapter holds back (16 ms), what
 a receive buffer collects (16 characters)."""
+BITS_MAX = 11
+"""Of a character of RTU (V1.02 §2.5.1); taken where the line lies behind a gateway."""
 QUIET_S = 0.05
 """Silence that ends noise: longer than adapters and operating systems hold back a part of a frame (16 ms)."""
+HURRY_S = 0.1
+"""A request after less rest than this may have been lost because the meter was not ready yet."""
 
 
 class RtuLink(Link):
     """A serial line, or a TCP stream that carries RTU frames."""
+
+    finder_type: ClassVar[type[RtuReplies]] = RtuReplies
 
     def __init__(self, platform: Platform, plan: BusPlan) -> None:
         """Prepare a link.
@@ -41,13 +47,17 @@ class RtuLink(Link):
             plan: The bus.
         """
         super().__init__(platform, plan)
-        self._finder = RtuReplies()
+        self._finder = self.finder_type()
         self._character_s = character_s(plan.endpoint)
-        self._silence_s = silence_s(plan.endpoint)
+        self._silence_s = max(silence_s(plan.endpoint), plan.pause_s)
         self._current: tuple[Exchange, int, Asked] | None = None
         self._deadline = self._hard_deadline = NEVER
         self._free_at = -NEVER
         """When the line has been silent long enough for the next request."""
+        self._heard_at = -NEVER
+        """When bytes came last."""
+        self._rest_s = NEVER
+        """How long the line was at rest before the request under way."""
         self._late: dict[tuple[int, int], float] = {}
         """(unit, function) that may still answer late → until when."""
         self._last: tuple[int, int, int] | None = None
@@ -76,7 +86,7 @@ class RtuLink(Link):
         earliest = NEVER
         for exchange in self._pending:
             asked = exchange.asked[exchange.sent]
-            passed_at = self._late.get((asked.unit, asked.function), -NEVER)
+            passed_at = max(self._late.get((asked.unit, asked.function), -NEVER), self._free_at + exchange.gap_s)
             if self._looks_like_last(asked):
                 passed_at = max(passed_at, self._repeated_at)
             if now >= passed_at:
@@ -84,6 +94,11 @@ class RtuLink(Link):
                 return
             earliest = min(earliest, passed_at)
         self._wake_at(earliest)
+
+    @staticmethod
+    def encoded(asked: Asked) -> tuple[bytes, int]:
+        """The request's bytes, and the length of its reply on the line."""
+        return asked.rtu, asked.rtu_reply_size
 
     def _looks_like_last(self, asked: Asked) -> bool:
         return self._last is not None and self._last in (
@@ -100,16 +115,18 @@ class RtuLink(Link):
             self._pending.remove(exchange)
         self._late.pop((asked.unit, asked.function), None)
         self._current = exchange, index, asked
+        self._rest_s = now - self._heard_at
         self._finder.expect(asked.unit, asked.head, asked.size)
-        transport.write(asked.rtu)
+        frame, reply_size = self.encoded(asked)
+        transport.write(frame)
         # The time-out is the meter's own; the time both frames take on the line comes on top.
-        on_line_s = (len(asked.rtu) + asked.rtu_reply_size) * self._character_s
+        on_line_s = (len(frame) + reply_size) * self._character_s
         self._deadline = self._hard_deadline = now + on_line_s + exchange.timeout_s
         self._wake_at(self._deadline)
 
     def data_received(self, data: bytes) -> None:
         """Look for the one reply that is awaited."""
-        now = self._loop.time()
+        now = self._heard_at = self._loop.time()
         if self._current is None:
             self.ignored += len(data)
             self._free_at = max(self._free_at, now + QUIET_S)
@@ -125,6 +142,7 @@ class RtuLink(Link):
             outcome = asked.outcome(frame.unit, frame.pdu)
             self._last = asked.unit, asked.function, asked.size if isinstance(outcome, bytes) else 0
             self._repeated_at = now + max(REPEAT_S, REPEAT_CHARACTERS * self._character_s)
+            exchange.delay_s = max(exchange.delay_s, now - self._hard_deadline + exchange.timeout_s)
             exchange.answer(index, outcome, now, self._platform.now_ns())
             self._pump_now()
             return
@@ -144,17 +162,20 @@ class RtuLink(Link):
 
     def _give_up(self, exchange: Exchange, index: int, asked: Asked, now: float) -> None:
         if not self._finder.corrupt:
-            self._late[asked.unit, asked.function] = now + self._plan.lateness_s
+            self._late[asked.unit, asked.function] = now + exchange.late_s + self._plan.lateness_s
         outcome = Failure.GARBLED if self._finder.seen else Failure.NO_REPLY
         self._finder.forget()
         self._current = None
+        exchange.hurried |= self._rest_s < HURRY_S
         exchange.settle(index, outcome)
         if outcome == Failure.NO_REPLY:
             self._skip_rest(exchange)
 
 
 def character_s(endpoint: Endpoint) -> float:
-    """Seconds that one character takes on the line: start, data, parity and stop bits; 0 where there is no line."""
+    """Seconds that one character takes on the line: start, data, parity and stop bits; 0 where no line is known."""
+    if isinstance(endpoint, TcpEndpoint) and endpoint.baudrate:
+        return BITS_MAX / endpoint.baudrate
     if not isinstance(endpoint, SerialEndpoint):
         return 0.0
     bits = 1 + endpoint.data_bits + (endpoint.parity != "N") + endpoint.stop_bits
