@@ -1,10 +1,12 @@
 """Disks in memory: what the databases write, what of it was synced, and what is left of it after a power cut.
 
-Here live the files, as an SQLite VFS, and their faults; no tables, no clock. Only what was synced survives for certain:
-at a cut, every later write is dropped, kept or torn at 512 bytes as chance has it. Names of files (made, deleted) are
-durable at once. SQLite's shared memory for WAL is not offered: a connection locks its files and keeps the index itself.
+Here live the files, as an SQLite VFS and as the agent's ``Disk``, and their faults; no tables, no clock. Only what was
+synced survives for certain: at a cut, every later write is dropped, kept or torn at 512 bytes as chance has it. Names
+of files (made, renamed, deleted) are durable at once. SQLite's shared memory for WAL is not offered: a connection locks
+its files and keeps the index itself.
 """
 
+import errno
 import itertools
 import random
 from collections.abc import Callable
@@ -17,6 +19,8 @@ from energybid.core.errors import JournalError
 from energybid.simulator.virtual import PowerCut
 
 SECTOR = 512
+PLENTY = 8 << 30
+"""Free bytes of a disk that is not full."""
 _numbers = itertools.count()
 
 
@@ -25,7 +29,9 @@ class DiskState(StrEnum):
 
     FINE = "fine"
     FULL = "full"
-    """Files can not grow."""
+    """Files can not grow; what is given back is taken by others at once."""
+    FILLED = "filled"
+    """Nothing is left but what is given back."""
     READ_ONLY = "read-only"
 
 
@@ -78,13 +84,20 @@ def _apply(content: bytearray, at: int, data: bytes | None) -> None:
 class Disk:
     """One machine's disk. The VFS of the same name stays registered until ``remove``."""
 
-    def __init__(self, files: dict[str, _Content] | None = None) -> None:
-        """Hold ``files``, or nothing."""
+    def __init__(self, files: dict[str, _Content] | None = None, reserved: dict[str, int] | None = None) -> None:
+        """Hold ``files``, and files of which only the size counts, or nothing."""
         self.name = f"world-{next(_numbers)}"
         self.files = files if files is not None else {}
+        self.reserved = reserved if reserved is not None else {}
         self.state = DiskState.FINE
+        self.room = PLENTY
+        """Bytes that may still be written."""
         self.writes = self.syncs = self.written = 0
         """Calls, calls and bytes so far."""
+        self.failing_reads = self.failing_syncs = 0
+        """So many of the next reads, and syncs, end with an I/O error."""
+        self.failed = 0
+        """How many did."""
         self.cut_after = 0
         """The power is cut at this write from now; 0 for never."""
         self.image: Disk | None = None
@@ -107,24 +120,52 @@ class Disk:
 
     def copy(self) -> "Disk":
         """The same synced content on another disk."""
-        return Disk({name: _Content(bytes(content.durable)) for name, content in self.files.items()})
+        files = {name: _Content(bytes(content.durable)) for name, content in self.files.items()}
+        return Disk(files, dict(self.reserved))
 
     def crashed(self) -> "Disk":
         """What is left when the power goes now; ``chance`` decides over what was not synced."""
-        return Disk({name: content.after_cut(self.chance) for name, content in sorted(self.files.items())})
+        files = {name: content.after_cut(self.chance) for name, content in sorted(self.files.items())}
+        return Disk(files, dict(self.reserved))
 
     def survived(self) -> "Disk":
         """What is left when only the process dies: all that it wrote."""
-        disk = Disk({name: _Content(bytes(content.data)) for name, content in self.files.items()})
+        disk = Disk({name: _Content(bytes(content.data)) for name, content in self.files.items()}, dict(self.reserved))
         for name, content in disk.files.items():
             content.durable = bytearray(self.files[name].durable)
             content.unsynced = list(self.files[name].unsynced)
         return disk
 
-    @property
-    def size(self) -> int:
-        """Bytes in all files."""
-        return sum(len(content.data) for content in self.files.values())
+    def used(self, path: str) -> int:
+        """Bytes of a database and of the files that SQLite keeps beside it."""
+        return sum(
+            len(self.files[name].data) for name in (path, f"{path}-wal", f"{path}-journal") if name in self.files
+        )
+
+    # ------------------------------------------------------------ faults
+
+    def inherit(self, before: "Disk") -> None:
+        """Whatever fills or locks the disk is still there after a restart."""
+        self.state, self.room = before.state, before.room
+
+    def damage(self, path: str, chance: random.Random) -> str:
+        """Change some bytes of a file, as a worn card does: a flipped bit, a few bytes, or a whole page.
+
+        Returns:
+            Where, in words; nothing if the file is empty.
+        """
+        content = self.files.get(path)
+        size = len(content.durable) if content else 0
+        if content is None or not size:
+            return ""
+        at = int(chance.random() * size)
+        length = (1, 1 + int(chance.random() * 16), SECTOR)[int(chance.random() * 3)]
+        at = at - at % SECTOR if length == SECTOR else at
+        mask = 1 << int(chance.random() * 8) if length == 1 else 0xFF
+        for kept in (content.durable, content.data):
+            for place in range(at, min(at + length, len(kept))):
+                kept[place] ^= mask
+        return f"{length} at {at} of {size}"
 
     def before_write(self) -> None:
         """A write comes."""
@@ -134,9 +175,70 @@ class Disk:
             if not self.cut_after:
                 self.image = self.crashed()
 
+    def grow(self, count: int) -> None:
+        """A file grows by so many bytes, or shrinks.
+
+        Raises:
+            apsw.FullError: There is no room.
+        """
+        if self.state is DiskState.FULL and count > 0:
+            raise apsw.FullError("no space left on device")
+        if self.state is DiskState.FILLED:
+            if count > self.room:
+                raise apsw.FullError("no space left on device")
+            self.room -= count
+
     def remove(self) -> None:
         """Unregister the VFS; open connections keep what they need."""
         self._vfs.unregister()
+
+
+class Beside:
+    """The files beside the databases. Implements the agent's ``Disk``; what a call did is durable when it returns."""
+
+    def __init__(self, disk: Disk) -> None:
+        """Of one disk."""
+        self._disk = disk
+
+    def _changes(self) -> None:
+        self._disk.before_write()
+        if self._disk.image is not None:
+            raise PowerCut
+        if self._disk.state is DiskState.READ_ONLY:
+            raise OSError(errno.EROFS, "read-only file system")
+
+    def reserve(self, path: str, size: int) -> None:
+        """Make a file of which only the size counts, or delete a file."""
+        disk = self._disk
+        before = self.size(path)
+        if before is None and not size:
+            return
+        self._changes()
+        try:
+            disk.grow(size - (before or 0))
+        except apsw.FullError as error:
+            raise OSError(errno.ENOSPC, str(error)) from None
+        disk.files.pop(path, None)
+        disk.reserved.pop(path, None)
+        if size:
+            disk.reserved[path] = size
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+        content = self._disk.files.get(path)
+        return len(content.data) if content is not None else self._disk.reserved.get(path)
+
+    def free(self, _path: str) -> int:
+        """Bytes that may still be written."""
+        disk = self._disk
+        return {DiskState.FULL: 0, DiskState.FILLED: disk.room}.get(disk.state, PLENTY)
+
+    def rename(self, path: str, to: str) -> None:
+        """Rename a file."""
+        self._changes()
+        if self.size(to) is not None:
+            raise FileExistsError(errno.EEXIST, "is there already", to)
+        self._disk.files[to] = self._disk.files.pop(path)
 
 
 class _Vfs(apsw.VFS):
@@ -149,7 +251,8 @@ class _Vfs(apsw.VFS):
         disk = self._disk
         flags[1] = flags[0]
         if path not in disk.files:
-            if disk.state is not DiskState.FINE or not flags[0] & apsw.SQLITE_OPEN_CREATE:
+            full = disk.state is DiskState.FULL or (disk.state is DiskState.FILLED and not disk.room)
+            if full or disk.state is DiskState.READ_ONLY or not flags[0] & apsw.SQLITE_OPEN_CREATE:
                 raise apsw.CantOpenError(f"{path}: {disk.state}")
             disk.files[path] = _Content()
         return _File(disk, disk.files[path])
@@ -160,7 +263,8 @@ class _Vfs(apsw.VFS):
     def xDelete(self, path: str, _sync: bool) -> None:  # noqa: FBT001, N802
         if self._disk.state is DiskState.READ_ONLY:
             raise apsw.IOError("read-only file system")
-        self._disk.files.pop(path, None)
+        content = self._disk.files.pop(path, None)
+        self._disk.grow(-len(content.data) if content else 0)
 
     def xFullPathname(self, path: str) -> str:  # noqa: N802
         return path
@@ -189,6 +293,11 @@ class _File:
         self._content = content
 
     def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
+        disk = self._disk
+        if disk.failing_reads:
+            disk.failing_reads -= 1
+            disk.failed += 1
+            raise _io_error("read", apsw.SQLITE_IOERR_CORRUPTFS)  # what SQLite makes of EIO
         return bytes(self._content.data[offset : offset + amount])
 
     def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
@@ -196,20 +305,25 @@ class _File:
         disk.before_write()
         if disk.state is DiskState.READ_ONLY:
             raise apsw.IOError("read-only file system")
-        if disk.state is DiskState.FULL and offset + len(data) > len(content.data):
-            raise apsw.FullError("no space left on device")
+        disk.grow(max(0, offset + len(data) - len(content.data)))
         disk.written += len(data)
         content.write(offset, bytes(data))
 
     def xTruncate(self, size: int) -> None:  # noqa: N802
         if self._disk.state is DiskState.READ_ONLY:
             raise apsw.IOError("read-only file system")
+        self._disk.grow(size - len(self._content.data))
         self._content.truncate(size)
 
     def xSync(self, _flags: int) -> None:  # noqa: N802
         if self._disk.state is DiskState.READ_ONLY:
             raise apsw.IOError("read-only file system")
-        self._disk.syncs += 1
+        disk = self._disk
+        if disk.failing_syncs:
+            disk.failing_syncs -= 1
+            disk.failed += 1
+            raise _io_error("sync", apsw.SQLITE_IOERR_FSYNC)
+        disk.syncs += 1
         self._content.sync()
 
     def xFileSize(self) -> int:  # noqa: N802
@@ -235,6 +349,12 @@ class _File:
 
     def xClose(self) -> None:  # noqa: N802
         """Nothing to release."""
+
+
+def _io_error(what: str, code: int) -> apsw.IOError:
+    error = apsw.IOError(f"input/output error: {what}")
+    error.extendedresult = code  # type: ignore[attr-defined]  # as apsw has it
+    return error
 
 
 class WatchedDatabase:

@@ -9,6 +9,7 @@ from energybid.agent.config import MeterModel, meter_plan
 from energybid.agent.plan import AgentPlan, JournalPlan, StatusPlan, UplinkPlan
 from energybid.agent.process import run_agent
 from energybid.core.cose import PrivateKey, PublicKey
+from energybid.core.errors import JournalError
 from energybid.core.ports import BusPlan, MeterPlan, Platform, SerialEndpoint, TcpEndpoint, UplinkSettings, Will
 from energybid.core.quantities import ClockState
 from energybid.drivers.profile import load_profile
@@ -16,12 +17,12 @@ from energybid.simulator.bus import Bus, LineTiming, RtuLine, Station, TcpConnec
 from energybid.simulator.faults import FaultSource
 from energybid.simulator.virtual import VirtualClock, VirtualOffload
 from energybid.simulator.world.broker import Broker
-from energybid.simulator.world.disk import Disk, DiskState, WatchedDatabase
+from energybid.simulator.world.disk import Beside, Disk, DiskState, WatchedDatabase
 from energybid.simulator.world.meters import MeterFaults, WorldMeter
 from energybid.simulator.world.scenario import PROFILES_SERIAL, PROFILES_TCP, Scenario
 from energybid.simulator.world.service import Service, is_journal_error
 from energybid.simulator.world.trace import Trace
-from energybid.simulator.world.watch import GatewayWatch, Violation
+from energybid.simulator.world.watch import GatewayWatch, Hurt, Violation
 from energybid.simulator.world.wire import Socket, Wiring
 from energybid.sync.topics import Topics, topics_for
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import apsw
 
 TENANT = "world"
+JOURNAL = "journal.db"
 HOST, DEVICE = "meters.example", "/dev/serial/by-id/usb-adapter"
 BAUD = 19_200
 DRIVERS = dict.fromkeys(("modbus-tcp", "modbus-rtu"), "energybid.drivers.modbus.driver:open_driver")
@@ -76,6 +78,7 @@ class Gateway:
         self._scenario = scenario
         self._broker = broker
         self._violated = violated
+        self._trace = trace
         self._slow = False
         self._forgiven_s = 0.0
         self._boot_id = chance.randbytes(16)
@@ -163,7 +166,7 @@ class Gateway:
             log_key=key.pem(),
             headend_key=headend_key.pem(),
             configuration_hash=bytes(32),
-            journal=JournalPlan(path="journal.db", commit_interval_s=scenario.commit_interval, keep_s=scenario.keep),
+            journal=JournalPlan(path=JOURNAL, commit_interval_s=scenario.commit_interval, keep_s=scenario.keep),
             uplink=UplinkPlan(
                 settings=settings, batch_interval_s=scenario.batch_interval, window=8, receipt_timeout_s=60.0
             ),
@@ -199,6 +202,7 @@ class Gateway:
             connect_uplink=self._broker.connect,
             open_database=self._open,
             notify=lambda _state: None,
+            disk=Beside(self.disk),
         )
 
     async def _main(self) -> None:
@@ -208,21 +212,30 @@ class Gateway:
 
     def _open(self, path: str) -> WatchedDatabase:
         disk = self.disk
+        if path != JOURNAL:  # of a damaged journal, or what is to take its place
+            self._trace.event("salvage", f"{self.name} {path}")
+            return WatchedDatabase(disk.open(path), disk, lambda _: None)
         copy = disk.survived()
-        looking = copy.open(path)  # at a copy: looking changes nothing
-        self.watch.reopened(looking, disk.size)
-        looking.close()
+        try:
+            looking = copy.open(path)  # at a copy: looking changes nothing
+        except JournalError:
+            if self.watch.hurt is None:
+                raise
+        else:
+            self.watch.reopened(looking, disk.used(path))
+            looking.close()
         copy.remove()
-        connection = disk.open(path)
 
         def committed(database: "apsw.Connection") -> None:
-            self.watch.committed(database, disk.size)
+            failing, disk.failing_reads = disk.failing_reads, 0  # they are meant for the agent
+            self.watch.committed(database, disk.used(path))
+            disk.failing_reads = failing
 
-        return WatchedDatabase(connection, disk, committed)
+        return WatchedDatabase(disk.open(path), disk, committed)
 
     def _ended(self, error: BaseException | None) -> None:
-        blamed = self.disk.state is not DiskState.FINE or self._now_s() < self._forgiven_s
-        if error is not None and not (is_journal_error(error) and blamed):
+        broken = self.disk.state is not DiskState.FINE or self._now_s() < self._forgiven_s
+        if error is not None and not (is_journal_error(error) and (broken or self.watch.hurt is not None)):
             self._violated(Violation("stopped", f"{TENANT}/{self.name}: the agent ended: {error!r}"))
 
     def stop(self) -> None:
@@ -252,14 +265,33 @@ class Gateway:
             self.kill("kill -9 between two steps")
 
     def _replace(self, disk: Disk) -> None:
-        disk.state = self.disk.state
+        disk.inherit(self.disk)
         self.disk = disk
         self.disks.append(disk)
 
     def break_disk(self, state: DiskState) -> None:
         """The disk fails, or works again."""
-        self.disk.state = state
+        self.disk.state, self.disk.room = state, 0
         self._forgiven_s = self._now_s() + FORGIVEN_S
+
+    def damage(self) -> None:
+        """Some bytes of the journal are changed; somebody takes away what was damaged long ago."""
+        for name in [name for name in self.disk.files if ".quarantine-" in name]:
+            del self.disk.files[name]
+        where = self.disk.damage(JOURNAL, Random(self.chance.random()))  # noqa: S311  seeded
+        if where:
+            self.watch.harm(Hurt.DAMAGED)
+        self._trace.event("damage", f"{self.name} {where or 'nothing there yet'}")
+
+    def fail_reads(self, count: int) -> None:
+        """So many of the next reads fail."""
+        self.disk.failing_reads = count
+        if count:
+            self.watch.harm(Hurt.UNREADABLE)
+
+    def fail_syncs(self, count: int) -> None:
+        """So many of the next syncs fail."""
+        self.disk.failing_syncs = count
 
     def slow_disk(self, *, slow: bool) -> None:
         """The disk takes its time, or does not."""

@@ -27,6 +27,7 @@ def facts(outcomes: Sequence[Outcome], cpu_s: float) -> dict[str, Any]:
         "readings": sum(outcome.readings for outcome in outcomes),
         "entries": sum(outcome.entries for outcome in outcomes),
         "acknowledged": sum(outcome.acknowledged for outcome in outcomes),
+        "damaged": sum(outcome.damaged for outcome in outcomes),
         "suspect": sum(outcome.suspects for outcome in outcomes),
         "events": dict(sorted(counts.items())),
         "faults": dict(sorted(Counter(f.split()[2] for o in outcomes for f in o.faults).items())),
@@ -39,9 +40,10 @@ def render(found: dict[str, Any]) -> str:
     worlds = f"{found['seeds']} world{'s' if found['seeds'] > 1 else ''}"
     speed = f"{found['gateway_hours_per_cpu_hour']} gateway-hours per CPU-hour"
     logged = f"{found['readings']} readings, {found['entries']} entries in the logs"
+    damaged = f", {found['damaged']} lost with damaged disks before that" if found["damaged"] else ""
     lines = [
         f"{worlds}, {found['gateway_hours']:g} gateway-hours in {found['cpu_s']:g} s of CPU ({speed})",
-        f"{logged}, {found['acknowledged']} acknowledged, {found['suspect']} numbers marked suspect",
+        f"{logged}, {found['acknowledged']} acknowledged{damaged}, {found['suspect']} numbers marked suspect",
         "events   " + ", ".join(f"{kind} {count}" for kind, count in found["events"].items()),
         "faults   " + (", ".join(f"{name} {count}" for name, count in found["faults"].items()) or "none"),
     ]

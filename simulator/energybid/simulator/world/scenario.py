@@ -96,6 +96,11 @@ class Faults(Settings):
     """Its database is gone for good."""
     headend_restored: Happening = _often(0.7, "1 min", "1 h")
     """It is restored from a copy that is some hours old."""
+    headend_disk_full: Happening = _often(0.5, "10 s", "10 min")
+    headend_disk_slow: Happening = _often(0.5, "1 min", "20 min")
+    """Every call takes up to ten seconds."""
+    headend_disk_fails: Happening = _often(1, "10 min", "1 h")
+    """EIO at one to three commits within that time."""
     clock_steps: Happening = _often(2)
     """By up to twelve hours, in either direction."""
     clock_drifts: Happening = _often(2, "1 h", "6 h")
@@ -109,7 +114,14 @@ class Faults(Settings):
     disk_slow: Happening = _often(2, "1 min", "20 min")
     """Every call takes up to ten seconds."""
     disk_full: Happening = _often(1, "10 s", "5 min")
+    """Half the time to the last byte, whatever is given back; else giving up the ballast helps."""
     disk_read_only: Happening = _often(1, "10 s", "5 min")
+    disk_sync_fails: Happening = _often(2, "1 min", "10 min")
+    """EIO at one to three commits within that time."""
+    disk_read_fails: Happening = _often(0.5, "1 h", "6 h")
+    """EIO at one read within that time; nothing is wrong with what is stored."""
+    journal_damaged: Happening = _often(0.5)
+    """A bit, some bytes or a page of the journal's file is changed, while the agent runs or after a kill."""
 
     @classmethod
     def none(cls) -> Self:

@@ -23,6 +23,8 @@ STEP_MAX_S = 12 * 3600.0
 DRIFT_MAX_PPM = 2000
 BACKUP_EVERY_S = 4 * 3600.0
 BEFORE_ROLLOVER = 300
+FAILURES_MAX = 3
+"""At most so many syncs in a row fail."""
 
 Do = Callable[[float], Awaitable[None]]
 """Does harm for so many seconds; the second half of it may be to make good again."""
@@ -74,8 +76,13 @@ class Trouble:
         self._broker.duplicate_rate = self._broker.drop_rate = 0.0
         self._utility.crash = None
         self._utility.disk.cut_after = 0
+        self._utility.break_disk(DiskState.FINE)
+        self._utility.slow_disk(slow=False)
+        self._utility.fail_syncs(0)
         for gateway in self._gateways:
             gateway.disk.cut_after = 0
+            gateway.fail_reads(0)
+            gateway.fail_syncs(0)
             gateway.break_disk(DiskState.FINE)
             gateway.slow_disk(slow=False)
             gateway.synchronise()
@@ -96,7 +103,7 @@ class Trouble:
             return [(g.name, _bound(do, g)) for g in self._gateways if "tcp" in g.sockets]
         if kind == "adapter":
             return [(g.name, _bound(do, g)) for g in self._gateways if "line" in g.sockets]
-        if kind in {"clock", "agent", "gateway", "disk"}:
+        if kind in {"clock", "agent", "gateway", "disk", "journal"}:
             return [(g.name, _bound(do, g)) for g in self._gateways]
         return [("", do)]
 
@@ -164,6 +171,19 @@ class Trouble:
         if self._backup is not None:
             self._utility.kill("it is restored from a backup", disk=self._backup.survived(), down_s=seconds)
 
+    async def _headend_disk_full(self, seconds: float) -> None:
+        await self._broken(self._utility, DiskState.FULL, seconds)
+
+    async def _headend_disk_fails(self, seconds: float) -> None:
+        self._utility.fail_syncs(1 + int(self._chance.random() * FAILURES_MAX))
+        await asyncio.sleep(seconds)
+        self._utility.fail_syncs(0)
+
+    async def _headend_disk_slow(self, seconds: float) -> None:
+        self._utility.slow_disk(slow=True)
+        await asyncio.sleep(seconds)
+        self._utility.slow_disk(slow=False)
+
     async def _backups(self) -> None:
         while True:
             await asyncio.sleep(BACKUP_EVERY_S)
@@ -208,13 +228,29 @@ class Trouble:
         gateway.slow_disk(slow=False)
 
     async def _disk_full(self, gateway: Gateway, seconds: float) -> None:
-        await self._broken(gateway, DiskState.FULL, seconds)
+        helps = self._chance.random() < 1 / 2
+        await self._broken(gateway, DiskState.FILLED if helps else DiskState.FULL, seconds)
+
+    async def _disk_sync_fails(self, gateway: Gateway, seconds: float) -> None:
+        gateway.fail_syncs(1 + int(self._chance.random() * FAILURES_MAX))
+        await asyncio.sleep(seconds)
+        gateway.fail_syncs(0)
+
+    async def _disk_read_fails(self, gateway: Gateway, seconds: float) -> None:
+        gateway.fail_reads(1)
+        await asyncio.sleep(seconds)
+        gateway.fail_reads(0)
+
+    async def _journal_damaged(self, gateway: Gateway, _seconds: float) -> None:
+        if self._chance.random() < 1 / 2:
+            gateway.kill("kill -9 before its journal is damaged")
+        gateway.damage()
 
     async def _disk_read_only(self, gateway: Gateway, seconds: float) -> None:
         await self._broken(gateway, DiskState.READ_ONLY, seconds)
 
     @staticmethod
-    async def _broken(gateway: Gateway, state: DiskState, seconds: float) -> None:
+    async def _broken(gateway: Gateway | Utility, state: DiskState, seconds: float) -> None:
         gateway.break_disk(state)
         await asyncio.sleep(seconds)
         gateway.break_disk(DiskState.FINE)

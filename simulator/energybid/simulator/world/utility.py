@@ -1,5 +1,7 @@
 """The utility's side of the world: the real head-end on a simulated machine."""
 
+import asyncio
+import math
 from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING
@@ -11,8 +13,8 @@ from energybid.headend.receiver import Receiver
 from energybid.headend.store import Store
 from energybid.simulator.virtual import PowerCut, VirtualClock, VirtualOffload
 from energybid.simulator.world.broker import Broker
-from energybid.simulator.world.disk import Disk, WatchedDatabase
-from energybid.simulator.world.service import Service
+from energybid.simulator.world.disk import Disk, DiskState, WatchedDatabase
+from energybid.simulator.world.service import Service, is_journal_error
 from energybid.simulator.world.trace import Trace
 from energybid.simulator.world.watch import Violation
 
@@ -23,12 +25,18 @@ PATH = "headend.db"
 SESSION_S = 7 * 86400
 
 
+QUICK_S, SLOW_S = (0.001, 0.02), (0.1, 10.0)
+"""How long a call to the disk takes."""
+FORGIVEN_S = 30.0
+"""So long after a disk's fault a process may still end because of it."""
+
+
 class _Machine:
     """Implements the head-end's ``World``."""
 
-    def __init__(self, chance: Random, broker: Broker) -> None:
+    def __init__(self, chance: Random, broker: Broker, delay_s: tuple[float, float]) -> None:
         self.random = chance
-        self.offload = VirtualOffload(chance)
+        self.offload = VirtualOffload(chance, delay_s=delay_s)
         self.connect_uplink = broker.connect
         self.notify: Callable[[str], None] = lambda _state: None
 
@@ -48,6 +56,11 @@ class Utility:
         self.crash: str | None = None
         """``before`` or ``after``: it crashes at its next commit."""
         self.chance = chance
+        self.lost = False
+        """It lost its database, or some of it, at some time."""
+        self._slow = False
+        self._forgiven_s = 0.0
+        self._now_s = asyncio.get_running_loop().time
         self._broker = broker
         self._violated = violated
         self._refused = 0
@@ -62,7 +75,9 @@ class Utility:
         database = WatchedDatabase(connection, disk, self._committed, self._before)
         store = Store.open(database, PATH)
         self._look(connection)
-        machine = _Machine(Random(self.chance.random()), self._broker)  # noqa: S311  seeded
+        chance = Random(self.chance.random())  # noqa: S311  seeded
+        machine = _Machine(chance, self._broker, SLOW_S if self._slow else QUICK_S)
+        self._offload = machine.offload
         ledger = self._ledger = Ledger(store, self.key, self.key.public, self.clock.now_ns)
         ledger.register(self.gateways)
         await Receiver(machine, self._settings, ledger).run()
@@ -73,6 +88,7 @@ class Utility:
             self._violated(Violation("refused", f"the head-end refused {count} batches: {kind}"))
 
     _ledger: Ledger
+    _offload: VirtualOffload | None = None
 
     def _alive(self) -> bool:
         return hasattr(self, "_ledger")
@@ -88,6 +104,9 @@ class Utility:
             raise PowerCut
 
     def _ended(self, error: BaseException | None) -> None:
+        blamed = self.disk.state is not DiskState.FINE or self._now_s() < self._forgiven_s
+        if is_journal_error(error) and blamed:
+            return
         self._violated(Violation("stopped", f"the head-end ended: {error!r}"))
 
     def _cut(self) -> None:
@@ -101,10 +120,28 @@ class Utility:
 
     def kill(self, why: str, *, disk: Disk | None = None, down_s: float = 0.0) -> None:
         """Kill it; it starts again after a time, on its own disk or on another one."""
+        self.lost = self.lost or disk is not None
         self._replace(disk or self.disk.survived())
         self.service.kill(why, down_s=down_s)
 
+    def break_disk(self, state: DiskState) -> None:
+        """The disk fails, or works again."""
+        self.disk.state = state
+        self._forgiven_s = self._now_s() + FORGIVEN_S
+
+    def fail_syncs(self, count: int) -> None:
+        """So many of the next syncs fail."""
+        self.disk.failing_syncs = count
+        self._forgiven_s = math.inf if count else self._now_s() + FORGIVEN_S
+
+    def slow_disk(self, *, slow: bool) -> None:
+        """The disk takes its time, or does not."""
+        self._slow = slow
+        if self._offload:
+            self._offload.delay_s = SLOW_S if slow else QUICK_S
+
     def _replace(self, disk: Disk) -> None:
+        disk.inherit(self.disk)
         self.disk = disk
         self.disks.append(disk)
 
@@ -124,7 +161,9 @@ class Utility:
         )
         return list(connection.execute(query, (epoch,)))
 
-    def conflicts(self) -> list[str]:
-        """What the head-end keeps as evidence."""
+    def conflicts(self) -> list[tuple[str, str, str]]:
+        """(origin, kind, detail) of what the head-end keeps as evidence."""
         connection = self._copy().open(PATH)
-        return [str(row[0]) for row in connection.execute("SELECT kind || ': ' || detail FROM conflict")]
+        return list(
+            connection.execute("SELECT origin, kind, detail FROM conflict JOIN gateway ON gateway = gateway.id")
+        )

@@ -17,10 +17,12 @@ broker, rebuilds log and tree by itself, and says at once what does not fit. It 
 | ``bounds``: batches under way, bytes on the disk | at every batch, at every commit |
 | ``refused``: the head-end refuses nothing that the gateway sends, and finds no conflict | at the end |
 | ``stopped``: no agent ends but by a fault of the world | when it ends |
+| ``epoch``: a new one begins only where the disk was damaged, and names how far the last one was saved | at commits |
 | ``delivered``: all of the log is at the head-end | at the end |
 """
 
 from collections.abc import Callable
+from enum import IntEnum
 from typing import NamedTuple
 
 import apsw
@@ -30,6 +32,7 @@ from energybid.agent.plan import AgentPlan
 from energybid.core import cbor
 from energybid.core.cose import PublicKey
 from energybid.core.entries import Clock, Declaration, Entry, Reading, Start
+from energybid.core.entries import Epoch as EpochEntry
 from energybid.core.errors import EvidenceError
 from energybid.core.evidence import Checkpoint, SignedCheckpoint, verify_receipt
 from energybid.core.log import Salts
@@ -45,9 +48,14 @@ STEP_MS = 1000
 DISK_BASE, DISK_PER_ENTRY = 2 << 20, 1024
 """Bound of the bytes on a gateway's disk: WAL and empty pages, and what an entry takes at most."""
 ENTRIES_MAX = 65_536
+SEAL_SIZE = 7
+"""Fields of a row's checkpoint; one that has grown has more."""
 
-SEGMENTS = "SELECT key, first, checkpoint, method, columns FROM segment WHERE key > ? ORDER BY key"
+SEGMENTS = "SELECT key, first, checkpoint, method, columns FROM segment WHERE key >= ? ORDER BY key"
 """Columns by name: there may come to be others."""
+
+
+NEWEST = "SELECT key, first, checkpoint FROM segment WHERE key > ? AND key <= ? ORDER BY key DESC LIMIT 1"
 
 
 class Violation(NamedTuple):
@@ -55,6 +63,15 @@ class Violation(NamedTuple):
 
     invariant: str
     text: str
+
+
+class Hurt(IntEnum):
+    """What befell the journal's file."""
+
+    UNREADABLE = 1
+    """A read failed, once: everything is there."""
+    DAMAGED = 2
+    """Bytes were changed: what can not be read, and what comes after it, may be lost if nobody had acknowledged it."""
 
 
 class _Request(NamedTuple):
@@ -75,6 +92,23 @@ class _Request(NamedTuple):
         return tuple(map(numbers.get, self.places)) == part
 
 
+class _Row(NamedTuple):
+    """One row of the journal: the entries of a commit, or of several when it has grown (docs/formats.md)."""
+
+    key: int
+    first: int
+    end: int
+    previous: int
+    """Size at the checkpoint before."""
+    seal: tuple[bytes, int, int, int, int, bytes, bytes]
+
+    @classmethod
+    def of(cls, key: int, first: int, seal: bytes) -> "_Row":
+        fields = cbor.decode(seal)
+        end, previous = fields[7:9] if len(fields) > SEAL_SIZE else (key, first)
+        return cls(key, first, end, previous, tuple(fields[:SEAL_SIZE]))
+
+
 class Epoch:
     """One epoch as the oracle knows it."""
 
@@ -84,17 +118,33 @@ class Epoch:
         self.salts = Salts(secret)
         self.frontier = Frontier()
         self.leaves: list[bytes] = []
+        self.row = 0
+        """Sequence in the newest row's key."""
         self.roots: dict[int, bytes] = {0: EMPTY_ROOT}
         """At each checkpoint."""
         self.acknowledged = 0
         """Largest receipt that was ever published."""
         self.meters: dict[int, str] = {}
         """Declaration → meter."""
+        self.follows: Hurt | None = None
+        """What was wrong with the disk when it began; None for the first."""
+        self.ended: int | None = None
+        """How many entries of it were saved, once it is over."""
 
     @property
     def size(self) -> int:
         """Entries committed."""
         return self.frontier.size
+
+    @property
+    def due(self) -> int:
+        """Entries that the head-end must come to hold."""
+        return self.size if self.ended is None else self.ended
+
+    @property
+    def kept(self) -> int:
+        """Entries that were not lost with a damaged disk."""
+        return self.size if self.ended is None else max(self.ended, min(self.acknowledged, self.size))
 
 
 class GatewayWatch:
@@ -123,6 +173,10 @@ class GatewayWatch:
         self.epochs: dict[bytes, Epoch] = {}
         self.readings = 0
         self.suspects = 0
+        self.hurt: Hurt | None = None
+        """What befell the journal's file since it was made."""
+        self.scarred = False
+        """Its bytes were changed once."""
         self._plan = plan
         self._log_key = log_key
         self._headend_key = headend_key
@@ -155,33 +209,55 @@ class GatewayWatch:
     @property
     def newest(self) -> Epoch | None:
         """The epoch that is being written."""
-        return max(self.epochs.values(), key=lambda epoch: epoch.number, default=None)
+        return next(reversed(self.epochs.values()), None)
+
+    def harm(self, hurt: Hurt) -> None:
+        """Something befalls the journal's file."""
+        self.hurt = max(hurt, self.hurt or hurt)
+        self.scarred = self.scarred or hurt is Hurt.DAMAGED
 
     # ------------------------------------------------------------ commits
 
     def committed(self, database: apsw.Connection, disk_bytes: int) -> None:
         """A transaction is durable: look at what is new in it."""
-        newest = self.newest
-        known = newest.number if newest else 0
-        for number, epoch, secret in database.execute(
-            "SELECT number, id, secret FROM epoch WHERE number > ? ORDER BY number", (known,)
-        ):
-            newest = self.epochs[epoch] = Epoch(number, epoch, secret)
-        if newest is None:
-            return
-        low = newest.number << SEQUENCE_BITS
-        for key, first, seal, method, packed in database.execute(SEGMENTS, (low | newest.size,)):
-            self._segment(newest, first, key & SEQUENCE_MAX, seal, columns.unpack(method, packed, limit=1 << 30))
+        try:
+            self._committed(database)
+        except (apsw.Error, EvidenceError):
+            if self.hurt is not Hurt.DAMAGED:
+                raise
         entries = sum(epoch.size for epoch in self.epochs.values())
         if disk_bytes > DISK_BASE + DISK_PER_ENTRY * entries:
             self._wrong("bounds", f"{disk_bytes} bytes on the disk for {entries} entries")
+
+    def _committed(self, database: apsw.Connection) -> None:
+        self._epochs(database)
+        newest = self.newest
+        if newest is None:
+            return
+        low = newest.number << SEQUENCE_BITS
+        for key, first, seal, method, packed in database.execute(SEGMENTS, (low | newest.row,)):
+            row = _Row.of(key & SEQUENCE_MAX, first, seal)
+            if row.end > newest.size:
+                self._segment(newest, row, columns.unpack(method, packed, limit=1 << 30))
+
+    def _epochs(self, database: apsw.Connection) -> None:
+        for number, id_, secret in database.execute("SELECT number, id, secret FROM epoch ORDER BY number"):
+            if id_ in self.epochs:
+                continue
+            if self.epochs and self.hurt is None:
+                self._wrong("epoch", "a new epoch begins although nothing befell the disk")
+            self.epochs[id_] = epoch = Epoch(number, id_, secret)
+            epoch.follows, self.hurt = self.hurt, None
+            self._last.clear()  # the new journal knows no numbers of the old one
+            self._trace.event("epoch", self.origin, id_)
 
     def reopened(self, database: apsw.Connection, disk_bytes: int) -> None:
         """An agent opens the disk anew: everything that was committed must be there."""
         try:
             self._reopened(database, disk_bytes)
         except apsw.Error as error:
-            self._wrong("lost", f"after a restart the journal can not be read: {error}")
+            if self.hurt is not Hurt.DAMAGED:
+                self._wrong("lost", f"after a restart the journal can not be read: {error}")
 
     def _reopened(self, database: apsw.Connection, disk_bytes: int) -> None:
         ((tables,),) = database.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'segment'")
@@ -189,37 +265,45 @@ class GatewayWatch:
             if self.epochs:
                 self._wrong("lost", "the journal is empty after a restart")
             return
-        for epoch in self.epochs.values():
+        self._epochs(database)
+        for epoch in () if self.hurt is Hurt.DAMAGED else list(self.epochs.values())[-1:]:
             low = epoch.number << SEQUENCE_BITS
-            ((key,),) = database.execute("SELECT max(key) FROM segment WHERE key <= ?", (low | SEQUENCE_MAX,))
-            held = 0 if key is None or key < low else key & SEQUENCE_MAX
+            held = 0
+            for key, first, seal in database.execute(NEWEST, (low, low | SEQUENCE_MAX)):
+                held = _Row.of(key & SEQUENCE_MAX, first, seal).end
             if held < epoch.size:
                 self._wrong("lost", f"{epoch.size} entries were committed, {held} are there after a restart")
         self.committed(database, disk_bytes)
 
-    def _segment(self, epoch: Epoch, first: int, end: int, seal: bytes, raw: bytes) -> None:
-        if first != epoch.size:
-            self._wrong("gap", f"a commit begins at {first}, the log ended at {epoch.size}")
+    def _segment(self, epoch: Epoch, row: "_Row", raw: bytes) -> None:
+        """A row that is new, or has grown."""
+        if not row.first <= row.previous == epoch.size:
+            self._wrong("gap", f"a commit begins at {row.previous}, the log ended at {epoch.size}")
             return
         before = epoch.frontier.root()
-        for entry in columns.decode(raw, limit=ENTRIES_MAX, trusted=True):
-            canonical = epoch.salts.canonical(epoch.size, entry)
-            self._trace.event("entry", f"{self.origin} {epoch.size} {type(entry).__name__}", canonical)
+        for sequence, entry in enumerate(columns.decode(raw, limit=ENTRIES_MAX, trusted=True), row.first):
+            canonical = epoch.salts.canonical(sequence, entry)
             leaf = leaf_hash(canonical)
-            self._entry(epoch, epoch.size, entry)
+            if sequence < row.previous:
+                if leaf != epoch.leaves[sequence]:
+                    self._wrong("gap", f"entry {sequence} was rewritten")
+                continue
+            self._trace.event("entry", f"{self.origin} {sequence} {type(entry).__name__}", canonical)
+            self._entry(epoch, sequence, entry)
             epoch.leaves.append(leaf)
             epoch.frontier.append(leaf)
-        root, time_ms, clock, counter, algorithm, kid, signature = cbor.decode(seal)
-        epoch.roots[end] = epoch.frontier.root()
-        if epoch.size != end:
-            self._wrong("gap", f"a commit from {first} to {end} holds {epoch.size - first} entries")
+        root, time_ms, clock, counter, algorithm, kid, signature = row.seal
+        epoch.row = row.key
+        epoch.roots[row.end] = epoch.frontier.root()
+        if epoch.size != row.end:
+            self._wrong("gap", f"a commit from {row.previous} to {row.end} holds {epoch.size - row.previous} entries")
         if root != epoch.frontier.root():
-            self._wrong("root", f"the checkpoint at {end} has another root than its entries")
-        checkpoint = Checkpoint(self.origin, epoch.id, end, root, first, before, time_ms, clock, counter)
+            self._wrong("root", f"the checkpoint at {row.end} has another root than its entries")
+        checkpoint = Checkpoint(self.origin, epoch.id, row.end, root, row.previous, before, time_ms, clock, counter)
         try:
             SignedCheckpoint(checkpoint, algorithm, kid, signature).verify(self._log_key)
         except EvidenceError as error:
-            self._wrong("signature", f"the checkpoint at {end}: {error}")
+            self._wrong("signature", f"the checkpoint at {row.end}: {error}")
 
     # ------------------------------------------------------------ entries
 
@@ -232,9 +316,22 @@ class GatewayWatch:
             self._steps(sequence, entry)
         elif isinstance(entry, Declaration):
             epoch.meters[sequence] = entry.meter
+        elif isinstance(entry, EpochEntry):
+            self._succeeds(epoch, entry.previous)
         elif isinstance(entry, Start):
             self._offset_ms = entry.time_ms - entry.mono_ms
         self._before = entry
+
+    def _succeeds(self, epoch: Epoch, previous: tuple[bytes, int, bytes] | None) -> None:
+        """A new epoch names how far the one before was saved."""
+        before = [one for one in self.epochs.values() if one is not epoch and one.ended is None]
+        for one in before:
+            id_, size, root = previous or (one.id, 0, EMPTY_ROOT)
+            one.ended = size if id_ == one.id else 0
+            if one.ended < one.size and epoch.follows is not Hurt.DAMAGED:
+                self._wrong("lost", f"{one.size} entries were committed, {one.ended} were saved from a whole disk")
+            if id_ == one.id and one.roots.get(size) != root:
+                self._wrong("epoch", f"a new epoch names another root of the last one at {size}")
 
     def _values(self, name: str, sequence: int, entry: Reading) -> None:
         """Each request's part of a reading is one answer that the meter gave within the reading's time."""
@@ -325,20 +422,23 @@ class GatewayWatch:
 
     # ------------------------------------------------------------ the end
 
-    def compare(self, epoch: Epoch, stored: list[tuple[int, bytes]]) -> None:
+    def compare(self, epoch: Epoch, stored: list[tuple[int, bytes]], *, headend_lost: bool = False) -> None:
         """The head-end's entries of an epoch beside what the gateway committed.
 
         Args:
             epoch: The gateway's.
             stored: (sequence, canonical bytes) at the head-end.
+            headend_lost: It lost its database, or was restored, at some time: what a damaged gateway then did not have
+                any more is gone from both.
         """
         if [sequence for sequence, _ in stored] != list(range(len(stored))):
             self._wrong("gap", "the head-end's entries are not contiguous")
-        if len(stored) < epoch.acknowledged:
+        gone = headend_lost and epoch.ended is not None
+        if len(stored) < epoch.acknowledged and not gone:
             self._wrong("lost", f"{epoch.acknowledged} entries were acknowledged, the head-end holds {len(stored)}")
         for sequence, canonical in stored[: epoch.size]:
             if leaf_hash(canonical) != epoch.leaves[sequence]:
                 self._wrong("lost", f"entry {sequence} is another one at the head-end")
                 break
-        if len(stored) != epoch.size:
-            self._wrong("delivered", f"{epoch.size} entries are in the log, {len(stored)} at the head-end")
+        if not (0 if gone else epoch.due) <= len(stored) <= epoch.size:
+            self._wrong("delivered", f"{epoch.due} entries are in the log, {len(stored)} at the head-end")

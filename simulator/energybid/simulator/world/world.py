@@ -15,7 +15,7 @@ from energybid.simulator.world.scenario import Faults, Scenario
 from energybid.simulator.world.trace import Trace
 from energybid.simulator.world.trouble import DAY_S, Trouble
 from energybid.simulator.world.utility import Utility
-from energybid.simulator.world.watch import Violation
+from energybid.simulator.world.watch import Epoch, Violation
 
 CALM_MAX_S = 4 * 3600.0
 """After the last fault everything must be delivered within this time."""
@@ -37,6 +37,8 @@ class Outcome:
     readings: int = 0
     entries: int = 0
     acknowledged: int = 0
+    damaged: int = 0
+    """Entries that nobody had acknowledged when a damaged disk took them."""
     suspects: int = 0
     gateway_hours: float = 0.0
     faults: list[str] = field(default_factory=list)
@@ -125,16 +127,24 @@ class World:
 
     async def _deliver(self) -> None:
         """Wait until the head-end holds what was in the logs when the trouble ended."""
-        wanted = {epoch.id: epoch.size for gateway in self.gateways for epoch in gateway.watch.epochs.values()}
+        wanted = [(epoch, epoch.size) for gateway in self.gateways for epoch in gateway.watch.epochs.values()]
         loop = asyncio.get_running_loop()
         until_s = loop.time() + CALM_MAX_S
-        while any(self.utility.durable.get(epoch, 0) < size for epoch, size in wanted.items()):
+        while missing := self._missing(wanted):
             if loop.time() > until_s:
-                missing = {epoch.hex()[:8]: size - self.utility.durable.get(epoch, 0) for epoch, size in wanted.items()}
                 self._violated(Violation("delivered", f"not delivered after {CALM_MAX_S:.0f} s of calm: {missing}"))
             await self._until(LOOK_S)
             if self.violations:
                 return
+
+    def _missing(self, wanted: list[tuple[Epoch, int]]) -> dict[str, int]:
+        """Entries that the head-end does not hold yet, by epoch."""
+        missing: dict[str, int] = {}
+        for epoch, size in wanted:
+            count = min(size, epoch.due) - self.utility.durable.get(epoch.id, 0)
+            if count > 0 and (epoch.ended is None or not self.utility.lost):
+                missing[epoch.id.hex()[:8]] = count
+        return missing
 
     async def _stop(self) -> None:
         for gateway in self.gateways:
@@ -147,11 +157,13 @@ class World:
             self._violated(Violation("stopped", "an agent that was told to stop does not"))
 
     def _compare(self) -> None:
-        for conflict in self.utility.conflicts():
-            self._violated(Violation("refused", f"the head-end has a conflict: {conflict}"))
+        scarred = {gateway.watch.origin for gateway in self.gateways if gateway.watch.scarred}
+        for origin, kind, detail in self.utility.conflicts():
+            if kind != "epoch" or origin not in scarred:  # what a damaged journal has forgotten, the head-end has not
+                self._violated(Violation("refused", f"the head-end has a conflict: {origin}, {kind}: {detail}"))
         for gateway in self.gateways:
             for epoch in gateway.watch.epochs.values():
-                gateway.watch.compare(epoch, self.utility.stored(epoch.id))
+                gateway.watch.compare(epoch, self.utility.stored(epoch.id), headend_lost=self.utility.lost)
 
     def outcome(self, days: float) -> Outcome:
         """What became of it."""
@@ -163,8 +175,9 @@ class World:
             trace=self.trace.digest(),
             counts=self.trace.counts,
             readings=sum(gateway.watch.readings for gateway in self.gateways),
-            entries=sum(epoch.size for epoch in epochs),
-            acknowledged=sum(epoch.acknowledged for epoch in epochs),
+            entries=sum(epoch.kept for epoch in epochs),
+            acknowledged=sum(min(epoch.acknowledged, epoch.kept) for epoch in epochs),
+            damaged=sum(epoch.size - epoch.kept for epoch in epochs),
             suspects=sum(gateway.watch.suspects for gateway in self.gateways),
             gateway_hours=len(self.gateways) * asyncio.get_running_loop().time() / 3600,
             faults=self.trace.faults,
