@@ -1,0 +1,234 @@
+"""``energybid scan``: who is on a bus, which model, what it measures now.
+
+Thin: searching is in ``scan``, judging in ``identify``, wording in ``scan_report``.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from energybid.core import exit_codes
+from energybid.core.errors import BusDownError, ConfigurationError
+from energybid.core.ports import SerialEndpoint
+from energybid.drivers.commands.progress import ProgressLine
+from energybid.drivers.commands.system import platform, replace_file, terminal_width
+from energybid.drivers.live import Wanted, read_values
+from energybid.drivers.probe import WIRES
+from energybid.drivers.profile import LoadedProfile, list_profiles, load_profile
+from energybid.drivers.scan import (
+    DIRECT_UNITS,
+    SETTINGS_MAX,
+    UNITS,
+    Found,
+    Scanner,
+    Search,
+    Setting,
+    State,
+    settings_of,
+)
+from energybid.drivers.scan_report import PREAMBLE, Report, configuration, facts, render
+from energybid.drivers.scan_state import decode, encode, parse_units, units_text
+from energybid.drivers.serialport.find import usb_ports
+from energybid.drivers.target import FORMS, BusTarget, parse_target
+
+HELP = "find the meters on a bus, say which models they are, show what they measure"
+EXAMPLES = f"""\
+examples:
+  energybid scan /dev/ttyUSB0                          usual rates and parities, units 1 to 247
+  energybid scan /dev/ttyUSB0 --units 1-32 --baudrates 9600 --parities N
+  energybid scan tcp://192.168.1.50                    a meter, or every unit behind a gateway
+  energybid scan /dev/ttyUSB0 --resume scan.json       stop with Ctrl-C, go on with the same command
+  energybid scan /dev/ttyUSB0 --write gateway.toml     and write [[bus]] and [[bus.meter]] tables
+
+Only reads are sent, one at a time. Once a meter answers, the search stays at its rate and parity; --thorough tries all
+of them, and waits 1.2 s for each unit. Compare the values shown with the meter's display.
+
+targets: {FORMS}
+"""
+STDOUT = "-"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``scan``."""
+    parser.add_argument("target", metavar="TARGET", help="serial port or address: /dev/ttyUSB0, tcp://192.168.1.50")
+    parser.add_argument("--units", type=_units, metavar="LIST", help="such as 1-32 or 1,5,7-9 (default: 1-247)")
+    parser.add_argument("--baudrates", type=_rates, metavar="LIST", help="such as 9600,19200 (default: the usual)")
+    parser.add_argument(
+        "--parities", type=_parities, metavar="LIST", help="of N, E, O, such as N,E (default: the usual)"
+    )
+    parser.add_argument("--stop-bits", type=int, choices=(1, 2), default=1, help="(default: 1)")
+    parser.add_argument("--thorough", action="store_true", help="all settings, slow meters (up to 1.2 s), all evidence")
+    parser.add_argument("--profile", action="append", metavar="NAME", help="only these models; may be a .toml file")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write or append configuration; - for stdout")
+    parser.add_argument(
+        "--resume", type=Path, metavar="FILE", help="keep the state of the search here, and go on from it"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _units(text: str) -> list[int]:
+    try:
+        return sorted(parse_units(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _rates(text: str) -> list[int]:
+    rates = [int(part) for part in text.split(",") if part.strip().isdecimal()]
+    if len(rates) != len(text.split(",")) or not all(300 <= rate <= 1_000_000 for rate in rates):  # noqa: PLR2004
+        raise argparse.ArgumentTypeError(f"write baud rates as 9600,19200 (found {text!r})")
+    return rates
+
+
+def _parities(text: str) -> list[str]:
+    parities = [part.strip().upper() for part in text.split(",")]
+    if not set(parities) <= {"N", "E", "O"}:
+        raise argparse.ArgumentTypeError(f"parities are N, E and O, such as N,E (found {text!r})")
+    return parities
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Scan."""
+    if arguments.write == Path(STDOUT) and arguments.json:
+        raise ConfigurationError(["--write - and --json both want standard output; choose one"])
+    profiles = [load_profile(name) for name in arguments.profile or list_profiles()]
+    search = _search(arguments, profiles)
+    state = _resumed(arguments)
+    existing = _existing(arguments)
+    line = ProgressLine(terminal_width())
+    fault, code = "", exit_codes.OK
+    try:
+        asyncio.run(_scan(search, state, line))
+    except KeyboardInterrupt:
+        fault, code = "stopped", exit_codes.INTERRUPTED
+    except BusDownError as error:
+        fault, code = str(error), exit_codes.FAILED
+    line.clear()
+    report = Report(arguments.target, search.settings, state)
+    _save(arguments, state)
+    _print(arguments, report, existing)
+    if fault:
+        _say(f"energybid: {fault}; {_go_on(arguments, search, state)}")
+    return code
+
+
+def _search(arguments: argparse.Namespace, profiles: list[LoadedProfile]) -> Search:
+    def target(baudrate: int, parity: str) -> BusTarget:
+        return parse_target(arguments.target, baudrate=baudrate, parity=parity, stop_bits=arguments.stop_bits)
+
+    first = target(9600, "N")
+    if first.kind not in WIRES:
+        raise ConfigurationError([f"{arguments.target}: a bus of kind {first.kind} can not be scanned"])
+    units = list(UNITS) if arguments.units is None else arguments.units
+    if isinstance(first.endpoint, SerialEndpoint):
+        if not set(units) <= set(UNITS):
+            raise ConfigurationError([f"--units: units on a serial line are 1 to 247 (found {units_text(set(units))})"])
+        settings = settings_of(target, profiles, arguments.baudrates, arguments.parities)
+        if not (arguments.thorough or arguments.baudrates):
+            settings = settings[:SETTINGS_MAX]
+    else:
+        settings = [Setting(arguments.target, first, serial=False)]
+        units += [] if arguments.units else DIRECT_UNITS
+    return Search(settings=settings, units=units, profiles=profiles, thorough=arguments.thorough)
+
+
+async def _scan(search: Search, state: State, line: ProgressLine) -> None:
+    machine = platform()
+    if not state.complete:
+        await Scanner(machine.open_bus, search, state, _Watcher(line)).run()
+    loaded = {profile.name: profile for profile in search.profiles}
+    for setting in search.settings:
+        known = [f for f in state.at(setting) if f.identity and f.identity.best and not f.values]
+        if not known:
+            continue
+        line.show("reading values", 1.0, 0.5 * len(known))
+        wanted = [Wanted(f.unit, loaded[f.identity.best.profile]) for f in known if f.identity and f.identity.best]
+        for found, read in zip(known, await read_values(machine, setting.target, wanted), strict=True):
+            found.values, found.fault = ([], read) if isinstance(read, str) else (read, "")
+
+
+class _Watcher:
+    """Shows a search on a terminal."""
+
+    def __init__(self, line: ProgressLine) -> None:
+        self._line = line
+
+    def progress(self, label: str, unit: int, done: float, left_s: float) -> None:
+        self._line.show(f"{label}  unit {unit:3}", done, left_s)
+
+    def found(self, found: Found) -> None:
+        best = found.identity.best if found.identity else None
+        if found.identity is None:
+            self._line.say(f"unit {found.unit} answers at {found.setting}")
+        elif best is not None:
+            self._line.say(f"unit {found.unit} is {best.manufacturer} {best.model}")
+
+
+# ---------------------------------------------------------------- files
+
+
+def _resumed(arguments: argparse.Namespace) -> State:
+    path: Path | None = arguments.resume
+    if path is None or not path.exists():
+        return State()
+    return decode(str(path), arguments.target, path.read_text(encoding="utf-8"))
+
+
+def _save(arguments: argparse.Namespace, state: State) -> None:
+    if arguments.resume is not None:
+        replace_file(arguments.resume, encode(arguments.target, state))
+
+
+def _existing(arguments: argparse.Namespace) -> str:
+    """The file to append to; read before the search, so that its faults do not cost one."""
+    path: Path | None = arguments.write
+    if path is None or path == Path(STDOUT) or not path.exists():
+        return ""
+    text = path.read_text(encoding="utf-8")
+    configuration(Report(arguments.target, [], State()), text)
+    return text
+
+
+def _print(arguments: argparse.Namespace, report: Report, existing: str) -> None:
+    path: Path | None = arguments.write
+    if arguments.json:
+        sys.stdout.write(json.dumps(facts(report)) + "\n")
+    elif path != Path(STDOUT):
+        sys.stdout.write(render(report))
+    if path is None:
+        return
+    tables = configuration(report, existing, device=_stable_name(report))
+    if path == Path(STDOUT):
+        sys.stdout.write(tables)
+    elif tables:
+        replace_file(path, f"{existing.rstrip()}\n\n{tables}" if existing.strip() else f"{PREAMBLE}\n{tables}")
+        _say(f"wrote {path}; check it with: energybid config check -c {path}")
+
+
+def _stable_name(report: Report) -> str | None:
+    """A name of the serial port that stays the same when adapters are plugged anew."""
+    endpoint = report.settings[0].target.endpoint
+    if not isinstance(endpoint, SerialEndpoint):
+        return None
+    name = Path(endpoint.device).resolve().name
+    return next((port.by_id for port in usb_ports() if port.name == name), None)
+
+
+def _go_on(arguments: argparse.Namespace, search: Search, state: State) -> str:
+    """How to go on after an interruption."""
+    if arguments.resume is not None:
+        return f"go on with: energybid scan {arguments.target} --resume {arguments.resume}"
+    setting = next((s for s in search.settings if state.at(s)), search.settings[0])
+    fast = state.asked.get(setting.label, {}).get("fast", set())
+    rest = units_text(set(search.units) - fast) or units_text(set(search.units))
+    endpoint = setting.target.endpoint
+    line = ""
+    if isinstance(endpoint, SerialEndpoint) and state.at(setting):
+        line = f" --baudrates {endpoint.baudrate} --parities {endpoint.parity}"
+    return f"go on with: energybid scan {arguments.target}{line} --units {rest} (--resume FILE would remember all)"
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")

@@ -1,0 +1,335 @@
+"""Which model a unit is, by what it says of itself and by what its registers hold.
+
+Here live the questions put to one unit and the judgement of the answers; nothing is asked that could change a meter.
+Three kinds of evidence: device identification (0x2B/0x0E), the SunSpec marker with its common model, and the profiles'
+fingerprints. Where these say nothing, quantities that every mains meter has must at least be plausible: voltage and
+frequency, read where a profile has them. Every read is remembered: profiles share registers.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from energybid.core.errors import GarbledError
+from energybid.drivers.modbus import objects
+from energybid.drivers.modbus.decode import in_order
+from energybid.drivers.modbus.exchange import READ_OVERHEAD
+from energybid.drivers.modbus.map import HOLDING, TYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from energybid.drivers.probe import Prober
+    from energybid.drivers.profile import Fingerprint, LoadedProfile, Register, SerialNumber
+
+SUNSPEC_BASES = 40_000, 50_000, 0
+"""Where the marker may stand (SunSpec Device Information Model Specification V1.0, §6.2: discovery)."""
+SUNSPEC_MARKER = b"SunS"
+SUNSPEC_COMMON, SUNSPEC_COMMON_REGISTERS = 1, 66
+SUNSPEC_END = 0xFFFF
+SUNSPEC_MODELS_MAX = 64
+COMMON_TEXTS = {"manufacturer": (2, 16), "model": (18, 16), "version": (42, 8), "serial-number": (50, 16)}
+"""Text → first register and number of registers, within the common model (model 1)."""
+
+ILLEGAL_FUNCTION = 1
+SILENT_MAX = 3
+"""Reads in a row that a unit may leave unanswered; then it is not asked any more."""
+READS_MAX = 40
+"""Reads to identify one unit, unless thorough."""
+
+EQUAL, TEXT, RANGE, PLAUSIBLE, MODEL, VENDOR = 60, 60, 15, 10, 50, 20
+"""Points for a candidate: a fingerprint's code, its text, its range; a plausible quantity; what the device says."""
+VOLTAGE_V = 50, 500
+FREQUENCY_HZ = 45, 66
+"""What a mains meter may measure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A profile that may be this unit's, and why."""
+
+    profile: str
+    manufacturer: str
+    model: str
+    points: int
+    certain: bool
+    """Recognised by a code, a text or its own word, not only plausible."""
+    reasons: tuple[str, ...]
+
+
+@dataclass(kw_only=True)
+class Identity:
+    """What is known of one unit."""
+
+    objects: dict[str, str] = field(default_factory=dict)
+    """Device identification, by name of the object."""
+    sunspec: dict[str, str] = field(default_factory=dict)
+    """The common model's texts, and ``base`` and ``models``; empty without the marker."""
+    candidates: list[Candidate] = field(default_factory=list)
+    """Best first."""
+    serial_number: str | None = None
+    complete: bool = False
+    """Everything was asked."""
+
+    @property
+    def best(self) -> Candidate | None:
+        """The most likely profile; None where two are equally likely or none is."""
+        if not self.candidates or any(c.points == self.candidates[0].points for c in self.candidates[1:]):
+            return None
+        return self.candidates[0]
+
+
+class Unanswered(Exception):  # noqa: N818  not an error: the unit has said enough
+    """The unit answers no more, or enough was asked."""
+
+
+class Examiner:
+    """Puts the questions to one unit, each once."""
+
+    def __init__(self, prober: Prober, unit: int, timeout_s: float, *, reads_max: int = READS_MAX) -> None:
+        """Prepare.
+
+        Args:
+            prober: The bus.
+            unit: Whom to ask.
+            timeout_s: How long it may take to reply.
+            reads_max: Most register reads.
+        """
+        self._prober = prober
+        self._unit = unit
+        self._timeout_s = timeout_s
+        self._left = reads_max
+        self._silent = 0
+        self._known: dict[tuple[int, int, int], bytes | None] = {}
+        self._refuses: set[int] = set()
+        """Functions that the unit does not know."""
+
+    async def read(self, function: int, first: int, count: int) -> bytes | None:
+        """Registers' bytes; None where the unit refuses.
+
+        Raises:
+            Unanswered: It is silent, or enough was asked.
+            BusDownError: The bus is lost.
+        """
+        if function in self._refuses:
+            return None
+        place = function, first, count
+        if place not in self._known:
+            self._known[place] = await self._read(function, first, count)
+        return self._known[place]
+
+    async def _read(self, function: int, first: int, count: int) -> bytes | None:
+        if not self._left:
+            raise Unanswered
+        self._left -= 1
+        pdu = await self._ask(struct.pack(">BHH", function, first, count), READ_OVERHEAD + 2 * count)
+        if pdu is not None and pdu[0] == function:
+            return pdu[READ_OVERHEAD:]
+        if pdu is not None and pdu[1] == ILLEGAL_FUNCTION:
+            self._refuses.add(function)
+        return None
+
+    async def _ask(self, pdu: bytes, reply: int) -> bytes | None:
+        heard = await self._prober.ask(self._unit, pdu, self._timeout_s, reply=reply)
+        self._silent = self._silent + 1 if heard.pdu is None else 0
+        if self._silent >= SILENT_MAX:
+            raise Unanswered
+        return heard.pdu
+
+    async def objects(self) -> dict[int, bytes]:
+        """The basic stream of device identification; empty where the unit has none."""
+        walk = objects.Walk()
+        while walk.next_request is not None:
+            pdu = await self._ask(walk.next_request, reply=64)
+            if pdu is None or pdu[0] != objects.FUNCTION:
+                break
+            try:
+                walk.feed(pdu)
+            except GarbledError:
+                break
+        return walk.objects
+
+    async def sunspec(self) -> dict[str, str]:
+        """The SunSpec common model and the chain of models behind it; empty where there is none."""
+        for base in SUNSPEC_BASES:
+            if await self.read(HOLDING, base, 2) == SUNSPEC_MARKER:
+                return {"base": str(base)} | await self._common(base + 2)
+        return {}
+
+    async def _common(self, at: int) -> dict[str, str]:
+        texts, models = {}, []
+        for _ in range(SUNSPEC_MODELS_MAX):
+            header = await self.read(HOLDING, at, 2)
+            number, length = struct.unpack(">HH", header) if header else (SUNSPEC_END, 0)
+            if number == SUNSPEC_END:
+                break
+            models.append(str(number))
+            if number == SUNSPEC_COMMON and length >= SUNSPEC_COMMON_REGISTERS - 2:
+                data = await self.read(HOLDING, at, SUNSPEC_COMMON_REGISTERS) or b""
+                texts = {name: objects.text(data[2 * a : 2 * (a + n)]) for name, (a, n) in COMMON_TEXTS.items()}
+            at += 2 + length
+            if at >= 1 << 16:
+                break
+        return {"models": " ".join(models)} | texts
+
+
+async def identify(examiner: Examiner, profiles: Sequence[LoadedProfile], *, thorough: bool = False) -> Identity:
+    """Find out what a unit is.
+
+    Args:
+        examiner: The unit.
+        profiles: Candidates, the likeliest first.
+        thorough: Look for every kind of evidence, even where the model is known by the first.
+
+    Raises:
+        BusDownError: The bus is lost.
+    """
+    identity = Identity()
+    try:
+        identity.objects = objects.names(await examiner.objects())
+        likely = sorted(profiles, key=lambda loaded: -_said(loaded, identity.objects)[0])
+        for loaded in likely:
+            candidate = await _by_fingerprints(examiner, loaded, identity.objects)
+            if candidate is None:
+                continue
+            identity.candidates.append(candidate)
+            if candidate.certain and not thorough:
+                break
+        if thorough or not any(c.certain for c in identity.candidates):
+            identity.sunspec = await examiner.sunspec()
+            await _by_plausibility(examiner, likely, identity)
+        identity.complete = True
+    except Unanswered:
+        pass
+    identity.candidates.sort(key=lambda candidate: (-candidate.points, candidate.profile))
+    if identity.best is not None:
+        identity.serial_number = await _serial_number(examiner, identity, profiles)
+    return identity
+
+
+# ---------------------------------------------------------------- evidence
+
+
+def _said(loaded: LoadedProfile, said: dict[str, str]) -> tuple[int, tuple[str, ...]]:
+    """Points and reasons from what the device says of itself."""
+    words = " ".join(said.values()).casefold()
+    vendor = loaded.profile.manufacturer.casefold().split()[0]
+    points, reasons = 0, []
+    if words and vendor in words:
+        points += VENDOR
+        reasons.append(f"says that it is by {said.get('vendor') or said.get('manufacturer') or vendor}")
+    model = next(
+        (m for m in (loaded.profile.model, *loaded.profile.also) if words and _plain(m) in _plain(words)), None
+    )
+    if model is not None:
+        points += MODEL
+        reasons.append(f"says that it is a {model}")
+    return points, tuple(reasons)
+
+
+def _plain(text: str) -> str:
+    return "".join(c for c in text.casefold() if c.isalnum())
+
+
+async def _by_fingerprints(examiner: Examiner, loaded: LoadedProfile, said: dict[str, str]) -> Candidate | None:
+    """The profile as a candidate; None where a fingerprint contradicts it, or nothing speaks for it."""
+    points, reasons = _said(loaded, said)
+    found, certain = list(reasons), points >= MODEL
+    for mark in loaded.fingerprints:
+        data = await examiner.read(mark.function, mark.first, mark.count)
+        if data is None or not mark.matches(data):
+            return None
+        certain |= mark.between is None
+        points += RANGE if mark.between is not None else TEXT if mark.text is not None else EQUAL
+        found.append(f"{mark.about} at {_place(mark.function, mark.first)}")
+    return _candidate(loaded, points, found, certain=certain) if found else None
+
+
+async def _by_plausibility(examiner: Examiner, profiles: Iterable[LoadedProfile], identity: Identity) -> None:
+    """Add profiles without fingerprints whose voltage and frequency make sense; drop those where they do not."""
+    known = {candidate.profile: candidate for candidate in identity.candidates}
+    for loaded in profiles:
+        if loaded.fingerprints and loaded.name not in known:
+            continue  # contradicted
+        before = known.get(loaded.name)
+        said_points, said = _said(loaded, identity.objects | identity.sunspec)
+        points, found = (before.points, before.reasons) if before else (said_points, said)
+        reasons = await _plausible(examiner, loaded)
+        if before:
+            identity.candidates.remove(before)
+        if reasons:
+            points += PLAUSIBLE * len(reasons)
+            certain = before.certain if before else said_points >= MODEL
+            identity.candidates.append(_candidate(loaded, points, [*found, *reasons], certain=certain))
+
+
+async def _plausible(examiner: Examiner, loaded: LoadedProfile) -> list[str]:
+    """What makes sense at the places where the profile has voltage and frequency; empty where anything does not."""
+    reasons = []
+    for name, (low, high) in (("voltage-l1", VOLTAGE_V), ("frequency", FREQUENCY_HZ)):
+        register = next((r for r in loaded.registers if r.name == name and not r.factors), None)
+        if register is None:
+            continue
+        data = await examiner.read(register.function, register.first, register.count)
+        value = None if data is None else value_of(register, data)
+        if value is None or not low <= value <= high:
+            return []
+        reasons.append(f"{name} would be {float(value):.1f} {register.quantity.unit}")
+    return reasons
+
+
+def value_of(register: Register, data: bytes) -> Fraction | None:
+    """A quantity in its unit, before factors; None where the registers say "not available"."""
+    own = in_order(data, little=register.little, swap=register.swapped)
+    if int.from_bytes(own, "big") in register.markers:
+        return None
+    raw = struct.unpack(">" + TYPES[register.type].code, own)[0]
+    try:
+        return Fraction(raw) * register.scale
+    except (ValueError, OverflowError):  # NaN, infinity
+        return None
+
+
+def _candidate(loaded: LoadedProfile, points: int, reasons: list[str], *, certain: bool) -> Candidate:
+    return Candidate(
+        profile=loaded.name,
+        manufacturer=loaded.profile.manufacturer,
+        model=loaded.profile.model,
+        points=points,
+        certain=certain,
+        reasons=tuple(reasons),
+    )
+
+
+def _place(function: int, first: int) -> str:
+    return f"{'holding' if function == HOLDING else 'input'} {first}"
+
+
+async def _serial_number(examiner: Examiner, identity: Identity, profiles: Iterable[LoadedProfile]) -> str | None:
+    """The serial number, where the best candidate's profile knows the place."""
+    best = identity.best
+    loaded = next((p for p in profiles if best and p.name == best.profile), None)
+    place = loaded.profile.identification.serial_number if loaded else None
+    if place is None:
+        return identity.sunspec.get("serial-number")
+    try:
+        data = await examiner.read(HOLDING if place.table == "holding" else HOLDING + 1, place.register_, place.count)
+    except Unanswered:
+        return None
+    return None if data is None else serial_text(place, data)
+
+
+def serial_text(place: SerialNumber, data: bytes) -> str:
+    """A serial number as people write it."""
+    return objects.text(data) if place.type == "text" else str(int.from_bytes(data, "big"))
+
+
+def fingerprint_example(mark: Fingerprint) -> bytes:
+    """Register bytes that match a fingerprint: what a simulated meter holds there."""
+    if mark.type == "text":
+        return (mark.text or "").encode("ascii").ljust(2 * mark.count, b"\x00")
+    value = mark.equals[0] if mark.equals else sum(mark.between or (0, 0)) // 2
+    return in_order(struct.pack(">" + TYPES[mark.type].code, value), little=mark.little, swap=mark.swapped)
