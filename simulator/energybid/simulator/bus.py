@@ -1,18 +1,20 @@
 """Simulated buses: requests of a master come in as bytes, what the meters on the bus answer goes out, in its own time.
 
-Here live the two ends of the wire, as asyncio protocols over any transport: Modbus TCP with its gateway's manners and
-Modbus RTU with the pace of a serial line. Framing is the drivers' own, from its server side. No sockets and no ptys
-here (``system.py``), no registers (``meters.py``).
+Here live the far ends of the wire, as asyncio protocols over any transport: Modbus TCP and UDP with their gateway's
+manners, Modbus RTU and ASCII with the pace of a serial line. Framing is the drivers' own, from its server side. No
+sockets and no ptys here (``system.py``), no registers (``meters.py``).
 """
 
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from typing import ClassVar, Protocol
 
-from energybid.drivers.modbus.framing import Garbled, MbapFramer, RtuRequests, mbap_frame, rtu_frame
-from energybid.simulator.faults import EXCEPTION_FLAG, Answer, Fault, FaultSource, spoil
+from energybid.drivers.modbus.ascii import CHARACTER_GAP_MAX_S, AsciiRequests, ascii_frame
+from energybid.drivers.modbus.framing import Frame, Garbled, MbapFramer, RtuRequests, mbap_frame, rtu_frame
+from energybid.simulator.faults import EXCEPTION_FLAG, Answer, Encode, Fault, FaultSource, spoil
 
 GATEWAY_TARGET_FAILED = 0x0B
 """GATEWAY TARGET DEVICE FAILED TO RESPOND (Modbus Application Protocol V1.1b3 §7)."""
@@ -86,6 +88,31 @@ def _wire(transport: asyncio.BaseTransport) -> asyncio.WriteTransport:
     return transport
 
 
+Write = Callable[[bytes], None]
+"""Sends a frame back to who asked."""
+
+
+def _respond(bus: Bus, frame: Frame, write: Write) -> None:
+    """Answer one MBAP request, in its own time."""
+    transaction, unit, pdu = frame.transaction, frame.unit, frame.pdu
+    station = bus.station(unit)
+    if station is None:
+        bus.counts["unknown_unit"] += 1
+        if bus.answer_unknown and unit != BROADCAST:
+            write(mbap_frame(transaction, unit, bytes((pdu[0] | EXCEPTION_FLAG, GATEWAY_TARGET_FAILED))))
+        return
+    answer, fault, source = bus.answer(station, pdu)
+    for send in spoil(Answer(transaction, unit, answer), fault, mbap_frame, source):
+        _after(station.reply_delay_s + send.delay_s, write, send.data)
+
+
+def _after(delay_s: float, write: Write, data: bytes) -> None:
+    if delay_s:
+        asyncio.get_running_loop().call_later(delay_s, write, data)
+    else:
+        write(data)
+
+
 class TcpConnection(asyncio.Protocol):
     """One master's connection to a Modbus TCP gateway or meter."""
 
@@ -97,46 +124,52 @@ class TcpConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         self._transport = _wire(transport)
-        self._loop = asyncio.get_running_loop()
 
     def data_received(self, data: bytes) -> None:
         """Answer every request in it; a stream that is not Modbus is closed."""
         for event in self._framer.feed(data):
             if not isinstance(event, Garbled):
-                self._request(event.transaction, event.unit, event.pdu)
+                _respond(self._bus, event, self._write)
                 continue
             self._bus.counts["garbled"] += 1
             if event.fatal:
                 self._transport.close()
-
-    def _request(self, transaction: int, unit: int, pdu: bytes) -> None:
-        station = self._bus.station(unit)
-        if station is None:
-            self._unknown(transaction, unit, pdu)
-            return
-        answer, fault, source = self._bus.answer(station, pdu)
-        for send in spoil(Answer(transaction, unit, answer), fault, mbap_frame, source):
-            self._after(station.reply_delay_s + send.delay_s, send.data)
-
-    def _unknown(self, transaction: int, unit: int, pdu: bytes) -> None:
-        self._bus.counts["unknown_unit"] += 1
-        if self._bus.answer_unknown and unit != BROADCAST:
-            exception = bytes((pdu[0] | EXCEPTION_FLAG, GATEWAY_TARGET_FAILED))
-            self._transport.write(mbap_frame(transaction, unit, exception))
-
-    def _after(self, delay_s: float, data: bytes) -> None:
-        if delay_s:
-            self._loop.call_later(delay_s, self._write, data)
-        else:
-            self._transport.write(data)
 
     def _write(self, data: bytes) -> None:
         if not self._transport.is_closing():
             self._transport.write(data)
 
 
+class UdpSocket(asyncio.DatagramProtocol):
+    """A Modbus UDP gateway or meter: answers go to where the request came from."""
+
+    def __init__(self, bus: Bus) -> None:
+        """Speak for ``bus``."""
+        self._bus = bus
+
+    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
+        """Begin."""
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        """Answer every request in it."""
+        for event in MbapFramer().feed(data):
+            if isinstance(event, Garbled):
+                self._bus.counts["garbled"] += 1
+            else:
+                _respond(self._bus, event, partial(self._write, addr))
+
+    def _write(self, addr: tuple[str, int], data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.sendto(data, addr)
+
+
 def _encode_rtu(_transaction: int, unit: int, pdu: bytes) -> bytes:
     return rtu_frame(unit, pdu)
+
+
+def _encode_ascii(_transaction: int, unit: int, pdu: bytes) -> bytes:
+    return ascii_frame(unit, pdu)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,14 +177,14 @@ class LineTiming:
     """How long bytes take on a serial line."""
 
     char_s: float
-    """One character: start bit, 8 data bits, parity, stop bits."""
+    """One character: start bit, data bits, parity, stop bits."""
     silence_s: float
     """Between frames (Modbus over Serial Line V1.02 §2.5.1.1)."""
 
     @classmethod
-    def of(cls, baudrate: int, parity: str = "N", stop_bits: int = 1) -> "LineTiming":
-        """Timing of a line with 8 data bits."""
-        char_s = (1 + 8 + (parity != "N") + stop_bits) / baudrate
+    def of(cls, baudrate: int, parity: str = "N", stop_bits: int = 1, data_bits: int = 8) -> "LineTiming":
+        """Timing of a line."""
+        char_s = (1 + data_bits + (parity != "N") + stop_bits) / baudrate
         return cls(char_s=char_s, silence_s=FAST_SILENCE_S if baudrate > FAST_BAUD else SILENCE_CHARS * char_s)
 
 
@@ -163,11 +196,14 @@ class RtuLine(asyncio.Protocol):
     meanwhile are lost, as they would be garbled on a two-wire line.
     """
 
+    framing: ClassVar[tuple[type[RtuRequests | AsciiRequests], Encode]] = RtuRequests, _encode_rtu
+
     def __init__(self, bus: Bus, timing: LineTiming) -> None:
         """Speak for ``bus`` at the line's pace."""
         self._bus = bus
         self._timing = timing
-        self._framer = RtuRequests()
+        framer, self._encode = self.framing
+        self._framer = framer()
         self._heard_at = 0.0
         self._busy_until = 0.0
         self._pieces = 0
@@ -195,7 +231,7 @@ class RtuLine(asyncio.Protocol):
             return
         ready_at = self._heard_at + max(self._timing.silence_s, station.reply_delay_s)
         answer, fault, source = self._bus.answer(station, pdu)
-        for send in spoil(Answer(0, unit, answer), fault, _encode_rtu, source):
+        for send in spoil(Answer(0, unit, answer), fault, self._encode, source):
             self._loop.call_at(ready_at + send.delay_s, self._transmit, send.data)
 
     def _transmit(self, data: bytes) -> None:
@@ -211,3 +247,15 @@ class RtuLine(asyncio.Protocol):
         self._pieces -= 1
         if not self._transport.is_closing():
             self._transport.write(data)
+
+
+class AsciiLine(RtuLine):
+    """The meters' end of a serial line on which Modbus ASCII is spoken."""
+
+    framing = AsciiRequests, _encode_ascii
+
+    def data_received(self, data: bytes) -> None:
+        """Hear a part of a request; silence in a frame ends it (V1.02 §2.5.2.1)."""
+        if self._loop.time() - self._heard_at > CHARACTER_GAP_MAX_S:
+            self._framer.reset()
+        super().data_received(data)

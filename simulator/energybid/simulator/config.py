@@ -44,11 +44,11 @@ class FaultsModel(Settings):
     """Exception 4 in place of the answer."""
     wrong_unit: Rate = 0.0
     wrong_transaction: Rate = 0.0
-    """TCP only."""
+    """Modbus TCP and UDP only."""
     wrong_length: Rate = 0.0
     """One register less than was asked for."""
     crc_error: Rate = 0.0
-    """Serial lines only."""
+    """Serial lines only, behind gateways too."""
     half_frame: Rate = 0.0
     late: Rate = 0.0
     duplicate: Rate = 0.0
@@ -99,29 +99,75 @@ class _BusModel(Settings):
     """Befall every meter of the bus, where its own faults do not."""
 
 
-class TcpBusModel(_BusModel):
-    """``[[bus]]`` with ``kind = "modbus-tcp"``."""
-
-    kind: Literal["modbus-tcp"]
+class _NetworkModel(_BusModel):
     host: str = "127.0.0.1"
     port: int = Field(0, ge=0, le=65535)
     """0 lets the system choose; the readiness line tells."""
+
+
+class _GatewayModel(_NetworkModel):
     unknown_unit: Literal["exception", "silence"] = "exception"
     """What the gateway does for units that are not there."""
 
 
-class RtuBusModel(_BusModel):
-    """``[[bus]]`` with ``kind = "modbus-rtu"``."""
-
-    kind: Literal["modbus-rtu"]
-    device: str = Field(min_length=1, max_length=4096)
-    """Where the link to the pseudo-terminal is made; relative to the file. Replaced if it is there as a link."""
+class _LineModel(_BusModel):
     baudrate: int = Field(9600, ge=300, le=1_000_000)
     parity: Literal["N", "E", "O"] = "N"
     stop_bits: Literal[1, 2] = 1
 
 
-BusModel = Annotated[TcpBusModel | RtuBusModel, Field(discriminator="kind")]
+class _PortModel(_LineModel):
+    device: str = Field(min_length=1, max_length=4096)
+    """Where the link to the pseudo-terminal is made; relative to the file. Replaced if it is there as a link."""
+
+
+class TlsModel(Settings):
+    """``tls``: files in PEM, relative to bus.toml."""
+
+    certificate: str
+    """The server's."""
+    key: str | None = None
+    """The certificate's; in the same file where it is not given."""
+    ca: str | None = None
+    """Who signs clients' certificates; without it clients need none."""
+
+
+class TcpBusModel(_GatewayModel):
+    """``[[bus]]`` with ``kind = "modbus-tcp"``."""
+
+    kind: Literal["modbus-tcp"]
+    tls: TlsModel | None = None
+    """Modbus/TCP Security."""
+
+
+class UdpBusModel(_GatewayModel):
+    """``[[bus]]`` with ``kind = "modbus-udp"``."""
+
+    kind: Literal["modbus-udp"]
+
+
+class RtuTcpBusModel(_NetworkModel, _LineModel):
+    """``[[bus]]`` with ``kind = "modbus-rtu-tcp"``: a serial line behind a gateway that hands its bytes on."""
+
+    kind: Literal["modbus-rtu-tcp"]
+
+
+class RtuBusModel(_PortModel):
+    """``[[bus]]`` with ``kind = "modbus-rtu"``."""
+
+    kind: Literal["modbus-rtu"]
+
+
+class AsciiBusModel(_PortModel):
+    """``[[bus]]`` with ``kind = "modbus-ascii"``."""
+
+    kind: Literal["modbus-ascii"]
+    parity: Literal["N", "E", "O"] = "E"
+    data_bits: Literal[7, 8] = 7
+
+
+AnyBusModel = TcpBusModel | UdpBusModel | RtuTcpBusModel | RtuBusModel | AsciiBusModel
+BusModel = Annotated[AnyBusModel, Field(discriminator="kind")]
 
 
 class BusFile(Settings):
@@ -149,14 +195,14 @@ class BusFile(Settings):
         return [
             ("bus names", [bus.name for bus in self.bus]),
             ("meter names", [meter.name for bus in self.bus for meter in bus.meter]),
-            ("devices", [bus.device for bus in self.bus if isinstance(bus, RtuBusModel)]),
+            ("devices", [bus.device for bus in self.bus if isinstance(bus, _PortModel)]),
             *((f"units on bus {bus.name}", [str(meter.unit) for meter in bus.meter]) for bus in self.bus),
         ]
 
 
-def _misplaced(key: str, bus: TcpBusModel | RtuBusModel) -> list[str]:
+def _misplaced(key: str, bus: AnyBusModel) -> list[str]:
     """Faults that can not happen on such a bus."""
-    impossible = SERIAL_ONLY if bus.kind == "modbus-tcp" else TCP_ONLY
+    impossible = TCP_ONLY if isinstance(bus, _LineModel) else SERIAL_ONLY
     tables = {f"{key}.faults": bus.faults, **{f"{key}.meter[{n}].faults": m.faults for n, m in enumerate(bus.meter)}}
     return [
         f"{place}.{impossible}: there is no such fault on {bus.kind}"

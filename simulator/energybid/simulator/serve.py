@@ -1,19 +1,29 @@
 """Puts the buses of a bus.toml on the wire: sites, meters, stations, listeners."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from energybid.core.errors import ConfigurationError
 from energybid.drivers.profile import load_profile
-from energybid.simulator.bus import Bus, LineTiming, RtuLine, Station, TcpConnection
-from energybid.simulator.config import BusFile, MeterModel, RtuBusModel, TcpBusModel
+from energybid.simulator.bus import AsciiLine, Bus, LineTiming, RtuLine, Station, TcpConnection, UdpSocket
+from energybid.simulator.config import (
+    AnyBusModel,
+    AsciiBusModel,
+    BusFile,
+    MeterModel,
+    RtuBusModel,
+    RtuTcpBusModel,
+    TcpBusModel,
+    UdpBusModel,
+)
 from energybid.simulator.household import Household, Site, chance_between
 from energybid.simulator.meters import Meter
-from energybid.simulator.system import PtyTransport, serve_tcp
+from energybid.simulator.system import PtyTransport, serve_tcp, serve_udp, tls_context
 
 INITIAL_WH_MIN, INITIAL_WH_MAX = 1_000_000, 9_000_000
 """Between these lies what a meter had counted before the replay began."""
@@ -39,6 +49,10 @@ class Served:
     places: list[Place]
 
 
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
 @asynccontextmanager
 async def serve(file: BusFile, base: Path) -> AsyncIterator[Served]:
     """Serve all buses until the context ends.
@@ -57,9 +71,7 @@ async def serve(file: BusFile, base: Path) -> AsyncIterator[Served]:
     try:
         places = []
         for model, bus in zip(file.bus, buses, strict=True):
-            opened, address = await (
-                _open_rtu(model, bus, base) if model.kind == "modbus-rtu" else _open_tcp(model, bus)
-            )
+            opened, address = await _open(model, bus, base)
             closers.append(opened.close)
             units = [meter.unit for meter in model.meter]
             places.append(Place(name=model.name, kind=model.kind, address=address, units=units, bus=bus))
@@ -75,7 +87,7 @@ def _clock(speed: float) -> Callable[[], int]:
     return lambda: int((loop.time() - began) * 1000 * speed)
 
 
-def make_bus(model: TcpBusModel | RtuBusModel, seed: int, replay_ms: Callable[[], int]) -> Bus:
+def make_bus(model: AnyBusModel, seed: int, replay_ms: Callable[[], int]) -> Bus:
     """The bus that a ``[[bus]]`` table describes.
 
     Args:
@@ -90,7 +102,7 @@ def make_bus(model: TcpBusModel | RtuBusModel, seed: int, replay_ms: Callable[[]
         stations=[_station(meter, f"{seed}/{meter.name}") for meter in model.meter],
         replay_ms=replay_ms,
         faults=model.faults.source(f"{seed}/bus {model.name}"),
-        answer_unknown=isinstance(model, TcpBusModel) and model.unknown_unit == "exception",
+        answer_unknown=isinstance(model, TcpBusModel | UdpBusModel) and model.unknown_unit == "exception",
     )
 
 
@@ -116,12 +128,32 @@ def _station(model: MeterModel, seed: str) -> Station:
     )
 
 
-async def _open_tcp(model: TcpBusModel, bus: Bus) -> tuple[asyncio.Server, dict[str, Any]]:
-    server, port = await serve_tcp(lambda: TcpConnection(bus), model.host, model.port)
-    return server, {"host": model.host, "port": port}
+async def _open(model: AnyBusModel, bus: Bus, base: Path) -> tuple[_Closable, dict[str, Any]]:
+    """Put a bus on its wire; what closes it, and where it is."""
+    if isinstance(model, RtuBusModel | AsciiBusModel):
+        link = base / model.device
+        return PtyTransport(_line(model, bus), link), {"device": str(link), "baudrate": model.baudrate}
+    opened: _Closable
+    if isinstance(model, UdpBusModel):
+        opened, port = await serve_udp(lambda: UdpSocket(bus), model.host, model.port)
+    elif isinstance(model, RtuTcpBusModel):
+        opened, port = await serve_tcp(lambda: _line(model, bus), model.host, model.port)
+    else:
+        opened, port = await serve_tcp(lambda: TcpConnection(bus), model.host, model.port, _tls(model, base))
+    return opened, {"host": model.host, "port": port}
 
 
-async def _open_rtu(model: RtuBusModel, bus: Bus, base: Path) -> tuple[PtyTransport, dict[str, Any]]:
-    line = RtuLine(bus, LineTiming.of(model.baudrate, model.parity, model.stop_bits))
-    link = base / model.device
-    return PtyTransport(line, link), {"device": str(link), "baudrate": model.baudrate}
+def _line(model: RtuBusModel | AsciiBusModel | RtuTcpBusModel, bus: Bus) -> RtuLine:
+    if isinstance(model, AsciiBusModel):
+        return AsciiLine(bus, LineTiming.of(model.baudrate, model.parity, model.stop_bits, model.data_bits))
+    return RtuLine(bus, LineTiming.of(model.baudrate, model.parity, model.stop_bits))
+
+
+def _tls(model: TcpBusModel, base: Path) -> ssl.SSLContext | None:
+    if model.tls is None:
+        return None
+    files = [name and str(base / name) for name in (model.tls.certificate, model.tls.key, model.tls.ca)]
+    try:
+        return tls_context(files[0] or "", files[1], files[2])
+    except OSError as error:
+        raise ConfigurationError([f"bus {model.name}: tls: {error} ({', '.join(filter(None, files))})"]) from None
