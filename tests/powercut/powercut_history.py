@@ -79,10 +79,11 @@ class Life:
         self.refused = 0
         """Times that the disk refused and the same was tried again."""
         self.wal_pages = random.choice((4, 10, 30))
+        self.fold = random.random() < 0.7
         self.open()
 
     def open(self):
-        self.journal = Journal(self.open_database(self.path), self.path, wal_pages=self.wal_pages)
+        self.journal = Journal(self.open_database(self.path), self.path, wal_pages=self.wal_pages, fold=self.fold)
         self._continue(self.journal.head)
 
     def _continue(self, head):

@@ -5,7 +5,7 @@ What the journal keeps of an epoch is its last segments; the first kept one carr
 
 from collections.abc import Iterator
 
-from energybid.agent.journal import SEQUENCE_BITS, SEQUENCE_MAX, EpochRow, Journal, Segment
+from energybid.agent.journal import SEQUENCE_BITS, SEQUENCE_MAX, EpochRow, Journal, Segment, end_of
 from energybid.agent.journal import split_hashes as split
 from energybid.core import cbor, cose
 from energybid.core.entries import Entry
@@ -78,7 +78,7 @@ class JournalHistory:
             time_ms = cbor.decode(seal)[_TIME]
             if after:
                 yield Commit(*after[:2], time_ms, after[2])
-            after = first, key & SEQUENCE_MAX, time_ms
+            after = first, end_of(key, seal)[0], time_ms
         if after:
             yield Commit(*after[:2], None, after[2])
 

@@ -1,11 +1,15 @@
 """The journal: the log on disk, in one SQLite database that is also the only queue to the utility.
 
-Rows are *segments*: the entries of one commit as packed columns, with the checkpoint that ends them. A segment's key
-is ``epoch << 40 | end``, so the table is written only at its right edge and needs no index. A commit is one transaction
-of one row, in WAL mode with ``synchronous=FULL``; the acknowledged mark rides along. The committed end of the log is
-the last segment: its root is signed, its counter is the log's, and the frontier is rebuilt at start from the last
-*anchor*, a segment that carries the frontier before it. Nothing here knows the clock or a thread; callers run it
-through ``Platform.offload``, one call at a time.
+Rows are *segments*: the entries of one commit, or of a few, as packed columns, with the checkpoint that ends them. A
+segment's key is ``epoch << 40 | end of its first commit``, so the table is written only at its right edge and needs no
+index. A commit is one transaction of one row, in WAL mode with ``synchronous=FULL``; the acknowledged mark rides along.
+The committed end of the log is the last segment: its root is signed, its counter is the log's, and the frontier is
+rebuilt at start from the last *anchor*, a segment that carries the frontier before it. Nothing here knows the clock or
+a thread; callers run it through ``Platform.offload``, one call at a time.
+
+The newest row grows (docs/decisions/015): while it fits its page, holds readings alone and nobody has been shown its
+checkpoint, the next commit's readings are added to it, and its checkpoint gives way to the new one. Entries stay what
+and where they are. Whoever is given a segment, or a root, of the newest row keeps it: the next commit begins another.
 
 Opening checks the stored entries against the signed roots, at least from the last anchor on. What is wrong is told
 apart by what is to be done: a ``JournalDamagedError`` where the file holds something else than what was committed
@@ -22,6 +26,7 @@ import apsw
 
 from energybid.agent.budget import FRAME, Usage
 from energybid.core import cbor
+from energybid.core.entries import Reading
 from energybid.core.errors import EvidenceError, JournalDamagedError, JournalError, JournalStalledError
 from energybid.core.evidence import Checkpoint, SignedCheckpoint
 from energybid.core.log import Salts
@@ -51,11 +56,19 @@ ROW_BYTES = 250
 MEMORY_KEYS, MEMORY_BYTES = 1024, 256 * 1024
 """What ``remember`` keeps at most, in all; beyond that, what was remembered the longest time ago is forgotten."""
 MEMORY_KEY_CHARACTERS, MEMORY_VALUE_BYTES = 200, 4096
+GROW_BYTES = 440
+"""A row grows up to so many bytes of seal, columns and peaks: with SQLite's own it still fits a page of 512, alone."""
+GROW_ENTRIES = 128
+"""And up to so many entries: each commit packs them all again."""
 SEAL = (bytes, int, int, int, int, bytes, bytes)
+GROWN = (*SEAL, int, int, bytes)
 _DAMAGED_IO = {apsw.SQLITE_IOERR_SHORT_READ, apsw.SQLITE_IOERR_CORRUPTFS, apsw.SQLITE_IOERR_DATA}
 
 ROWS = "SELECT key, first, checkpoint, method, columns, peaks FROM segment"
+LAST = "SELECT key, checkpoint FROM segment WHERE key > ? AND key <= ? ORDER BY key DESC LIMIT 1"
 ACKNOWLEDGE = "INSERT OR REPLACE INTO acknowledged VALUES (1, ?, ?, ?)"
+INSERT = "INSERT INTO segment VALUES (?, ?, ?, ?, ?, ?)"
+GROW = "UPDATE segment SET checkpoint = ?, method = ?, columns = ? WHERE key = ?"
 FORGET = """
 DELETE FROM memory WHERE number IN (
     SELECT number FROM (
@@ -104,6 +117,8 @@ MIGRATIONS = (
     PRAGMA application_id = 1161972300; -- "EBJL"
     """,
     """
+    -- From here on segments may have grown: then the key has the sequence after their first commit, and the checkpoint
+    -- three fields more: sequence after the last entry, and size and root of the checkpoint before theirs.
     CREATE TABLE memory (          -- operational state: no evidence, and learned again where it is lost
         number INTEGER PRIMARY KEY, -- in the order of writing
         key TEXT NOT NULL UNIQUE,
@@ -179,6 +194,8 @@ class Segment(NamedTuple):
     method: int
     columns: bytes
     peaks: bytes | None
+    previous: tuple[int, bytes] | None = None
+    """Size and root of the checkpoint before, where the segment has grown over it."""
 
     def entries(self) -> list[Entry]:
         """The entries, unpacked.
@@ -206,10 +223,33 @@ class Commit(NamedTuple):
     """To be stored with it, if it changed."""
 
 
+class _Tail(NamedTuple):
+    """The newest row, while it may grow."""
+
+    key: int
+    first: int
+    entries: list[Entry]
+    size: int
+    """Bytes of columns."""
+    peaks: int
+    """Bytes of peaks."""
+
+
+class _Written(NamedTuple):
+    """What a commit does to the table."""
+
+    grown: int
+    """Bytes."""
+    tail: _Tail | None
+    statement: tuple[str, tuple[Any, ...]]
+
+
 class Journal:
     """One journal file."""
 
-    def __init__(self, database: Database, path: str, *, check: bool = True, wal_pages: int = WAL_PAGES) -> None:
+    def __init__(
+        self, database: Database, path: str, *, check: bool = True, wal_pages: int = WAL_PAGES, fold: bool = False
+    ) -> None:
         """Open it, make it or bring it up to date.
 
         Args:
@@ -218,6 +258,7 @@ class Journal:
             check: Rebuild the head; without it, segments can be read and nothing can be committed or brought up to
                 date (the database may be read-only).
             wal_pages: The write-ahead log is folded into the file at so many pages.
+            fold: Small commits of readings share a row.
 
         Raises:
             JournalDamagedError: Not a journal, or not as it was committed.
@@ -229,6 +270,8 @@ class Journal:
         """Bytes of segments stored since the usage was measured."""
         self._database = database
         self._memory = columns.Memory()
+        self._fold = fold
+        self._tail: _Tail | None = None
         with self._reported():
             self._prepare(wal_pages, migrate=check)
             self._head = self._read_head() if check else None
@@ -279,11 +322,9 @@ class Journal:
     def last_of(self, epoch: EpochRow) -> tuple[bytes, int, bytes]:
         """(id, size, root) of an epoch as far as it was committed."""
         low = epoch.number << SEQUENCE_BITS
-        for key, seal in self._rows(
-            "SELECT key, checkpoint FROM segment WHERE key > ? AND key <= ? ORDER BY key DESC LIMIT 1",
-            (low, low | SEQUENCE_MAX),
-        ):
-            return epoch.id, key & SEQUENCE_MAX, cbor.decode(seal)[0]
+        for key, seal in self._rows(LAST, (low, low | SEQUENCE_MAX)):
+            end, root = self._end(key, seal)
+            return epoch.id, end, root
         return epoch.id, 0, EMPTY_ROOT
 
     def undelivered(self) -> list[tuple[EpochRow, int, int]]:
@@ -360,6 +401,7 @@ class Journal:
             why = (number, succession.kind, succession.reason, succession.time_ms, previous, counter)
             statements.append(("INSERT INTO succession VALUES (?, ?, ?, ?, ?, ?)", why))
         self._transaction(statements)
+        self._tail = None
         self._head = Head(EpochRow(number, id_, origin, secret), Frontier(), counter)
         return self._head
 
@@ -391,28 +433,47 @@ class Journal:
         first = checkpoint.size - len(commit.entries)
         if first != self._head.frontier.size:
             raise ValueError(f"commit begins at {first}, the journal ends at {self._head.frontier.size}")
-        anchored = first == 0 or checkpoint.counter % ANCHOR_EVERY == 0
-        method, packed = columns.pack(columns.encode(commit.entries, memory=self._memory))
-        seal = (checkpoint.root, checkpoint.time_ms, checkpoint.clock, checkpoint.counter, signed.algorithm, signed.kid)
-        epoch = self._head.epoch
-        statements: list[tuple[str, tuple[Any, ...]]] = [
-            (
-                "INSERT INTO segment VALUES (?, ?, ?, ?, ?, ?)",
-                (
-                    epoch.number << SEQUENCE_BITS | checkpoint.size,
-                    first,
-                    cbor.encode((*seal, signed.signature)),
-                    method,
-                    packed,
-                    b"".join(commit.before) if anchored else None,
-                ),
-            )
-        ]
+        written = self._grown(commit) or self._begun(commit, first)
+        statements = [written.statement]
         if commit.acknowledged:
             statements.append((ACKNOWLEDGE, tuple(commit.acknowledged)))
         self._transaction(statements)
-        self.grown += len(packed) + ROW_BYTES
-        self._head = Head(epoch, Frontier(checkpoint.size, commit.after), checkpoint.counter)
+        self.grown += written.grown
+        self._tail = written.tail
+        self._head = Head(self._head.epoch, Frontier(checkpoint.size, commit.after), checkpoint.counter)
+
+    def _begun(self, commit: Commit, first: int) -> _Written:
+        """A commit as a row of its own."""
+        checkpoint = commit.checkpoint.checkpoint
+        key = self._key(checkpoint.size)
+        anchored = first == 0 or checkpoint.counter % ANCHOR_EVERY == 0
+        peaks = b"".join(commit.before) if anchored else None
+        seal = cbor.encode(_seal(commit.checkpoint))
+        method, packed = columns.pack(columns.encode(commit.entries, memory=self._memory))
+        row = key, first, seal, method, packed, peaks
+        tail = _Tail(key, first, list(commit.entries), len(packed), len(peaks or b""))
+        size = len(seal) + len(packed) + tail.peaks
+        may_grow = self._fold and 2 * size <= GROW_BYTES + len(seal) and _readings_alone(commit)
+        return _Written(len(packed) + ROW_BYTES, tail if may_grow else None, (INSERT, row))
+
+    def _grown(self, commit: Commit) -> _Written | None:
+        """A commit as what the newest row becomes; None where it must not or can not grow."""
+        tail, checkpoint = self._tail, commit.checkpoint.checkpoint
+        if tail is None or checkpoint.counter % ANCHOR_EVERY == 0 or not _readings_alone(commit):
+            return None
+        entries = [*tail.entries, *commit.entries]
+        if len(entries) > GROW_ENTRIES:
+            return None
+        previous = checkpoint.previous_size, checkpoint.previous_root
+        seal = cbor.encode((*_seal(commit.checkpoint), checkpoint.size, *previous))
+        method, packed = columns.pack(columns.encode(entries, memory=self._memory))
+        if len(seal) + len(packed) + tail.peaks > GROW_BYTES:
+            return None
+        larger = tail._replace(entries=entries, size=len(packed))
+        return _Written(max(0, len(packed) - tail.size), larger, (GROW, (seal, method, packed, tail.key)))
+
+    def _key(self, size: int) -> int:
+        return self._head.epoch.number << SEQUENCE_BITS | size if self._head else 0
 
     def adopt(self, epoch: EpochRow, mark: Acknowledged | None) -> None:
         """Take over an epoch that was salvaged from another journal; its segments follow."""
@@ -422,10 +483,11 @@ class Journal:
 
     def adopt_segments(self, epoch: EpochRow, segments: Sequence[Segment]) -> None:
         """Store segments as they are."""
-        self._transaction([("INSERT INTO segment VALUES (?, ?, ?, ?, ?, ?)", row_of(epoch, s)) for s in segments])
+        self._transaction([(INSERT, row_of(epoch, segment)) for segment in segments])
 
     def reread(self) -> None:
         """Rebuild the head after ``adopt``."""
+        self._tail = None
         with self._reported():
             self._head = self._read_head()
 
@@ -473,34 +535,53 @@ class Journal:
             epoch: Its number.
             first: A sequence number.
         """
+        low = epoch << SEQUENCE_BITS
         with self._reported():
             cursor = self._database.execute(
-                f"{ROWS} WHERE key > ? AND key <= ? ORDER BY key",
-                (epoch << SEQUENCE_BITS | first, epoch << SEQUENCE_BITS | SEQUENCE_MAX),
+                f"{ROWS} WHERE key > ? AND key <= ? ORDER BY key", (low | first, low | SEQUENCE_MAX)
             )
-        while (row := self._next_row(cursor)) is not None:
-            yield self._segment(row[0] & SEQUENCE_MAX, *row[1:])
+        row = self._next_row(cursor)
+        if row is None or row[1] > first:
+            yield from self._grown_over(low, first)
+        while row is not None:
+            yield self._segment(*row)
+            row = self._next_row(cursor)
+
+    def _grown_over(self, low: int, first: int) -> Iterator[Segment]:
+        """The segment that has grown over a sequence from a key that is not above it, if there is one."""
+        for row in self._rows(f"{ROWS} WHERE key > ? AND key <= ? ORDER BY key DESC LIMIT 1", (low, low | first)):
+            segment = self._segment(*row)
+            if segment.end > first:
+                yield segment
 
     def _next_row(self, cursor: Any) -> tuple[Any, ...] | None:  # noqa: ANN401  apsw's
         with self._reported():
             return next(cursor, None)
 
-    def _segment(self, end: int, first: int, seal: bytes, method: int, packed: bytes, peaks: bytes | None) -> Segment:
-        with self._reported(f"segment at {end}"):
-            fields = cbor.decode(seal)
-            if not isinstance(fields, list) or tuple(map(type, fields)) != SEAL:
-                raise EvidenceError("its checkpoint is no checkpoint")
-            root, time_ms, clock, counter, algorithm, kid, signature = fields
-            return Segment(first, end, root, time_ms, clock, counter, algorithm, kid, signature, method, packed, peaks)
+    def _segment(self, key: int, first: int, seal: bytes, method: int, packed: bytes, peaks: bytes | None) -> Segment:
+        end, _ = self._end(key, seal)
+        fields = cbor.decode(seal)
+        root, time_ms, clock, counter, algorithm, kid, signature = fields[: len(SEAL)]
+        previous = (fields[-2], fields[-1]) if len(fields) > len(SEAL) else None
+        return Segment(
+            first, end, root, time_ms, clock, counter, algorithm, kid, signature, method, packed, peaks, previous
+        )
+
+    def _end(self, key: int, seal: bytes) -> tuple[int, bytes]:
+        """(sequence after the last entry, root) of a row; who asks for the newest one's keeps it from growing."""
+        with self._reported(f"segment at {key & SEQUENCE_MAX}"):
+            end, root = end_of(key, seal)
+        if self._tail and self._tail.key == key:
+            self._tail = None
+        return end, root
 
     def root_at(self, epoch: int, size: int) -> bytes | None:
         """Root of the checkpoint at ``size``; None if no checkpoint of that size is kept."""
-        if size == 0:
-            return EMPTY_ROOT
-        for (seal,) in self._rows("SELECT checkpoint FROM segment WHERE key = ?", (epoch << SEQUENCE_BITS | size,)):
-            root: bytes = cbor.decode(seal)[0]
-            return root
-        return None
+        low = epoch << SEQUENCE_BITS
+        for key, seal in self._rows(LAST, (low, low | size)):
+            end, root = self._end(key, seal)
+            return root if end == size else None
+        return EMPTY_ROOT if size == 0 else None
 
     def checkpoint(self, epoch: EpochRow, segment: Segment) -> SignedCheckpoint:
         """The signed checkpoint that ends a segment.
@@ -508,21 +589,20 @@ class Journal:
         Raises:
             EvidenceError: The segment before it, whose root it names, is not kept any more.
         """
-        previous_root = self.root_at(epoch.number, segment.first)
+        previous_root = self.root_at(epoch.number, segment.first) if segment.previous is None else segment.previous[1]
         if previous_root is None:
             raise EvidenceError(f"the checkpoint at {segment.first} is not kept any more")
         return self.checkpoint_after(epoch, segment, previous_root)
 
     @staticmethod
     def checkpoint_after(epoch: EpochRow, segment: Segment, previous_root: bytes) -> SignedCheckpoint:
-        """The signed checkpoint that ends a segment, given the root of the one before."""
+        """The signed checkpoint that ends a segment, given the root before it (a grown one has its own)."""
         checkpoint = Checkpoint(
             epoch.origin,
             epoch.id,
             segment.end,
             segment.root,
-            segment.first,
-            previous_root,
+            *(segment.previous or (segment.first, previous_root)),
             segment.time_ms,
             segment.clock,
             segment.counter,
@@ -600,11 +680,11 @@ class Journal:
             for row in self._database.execute(f"{ROWS} WHERE key > ? AND key <= ? ORDER BY key", (reached, top)):
                 reached = row[0]
                 with suppress(JournalDamagedError):
-                    yield self._segment(row[0] & SEQUENCE_MAX, *row[1:])
+                    yield self._segment(*row)
         with suppress(apsw.Error):
             for row in self._database.execute(f"{ROWS} WHERE key > ? AND key <= ? ORDER BY key DESC", (reached, top)):
                 with suppress(JournalDamagedError):
-                    yield self._segment(row[0] & SEQUENCE_MAX, *row[1:])
+                    yield self._segment(*row)
 
     def check_all(self, epoch: EpochRow) -> tuple[int, int]:
         """Check everything of an epoch that is kept; (first, end) of what was checked.
@@ -641,12 +721,7 @@ class Journal:
 
     def _anchor_before(self, epoch: EpochRow, most: int) -> int:
         """First sequence of the newest anchor with ``most`` entries behind it, else of the oldest."""
-        low = epoch.number << SEQUENCE_BITS
-        ends = self._database.execute(
-            "SELECT max(key) FROM segment WHERE key > ? AND key <= ?", (low, low | SEQUENCE_MAX)
-        )
-        end = ends.fetchone()[0] or low
-        return self.anchor_at(epoch, (end & SEQUENCE_MAX) - most)
+        return self.anchor_at(epoch, self.last_of(epoch)[1] - most)
 
     def prune(self, before_ms: int) -> int:
         """Delete acknowledged segments older than ``before_ms``; the newest acknowledged one always stays.
@@ -699,6 +774,8 @@ def walk(epoch: EpochRow, segments: Iterable[Segment]) -> Iterator[tuple[Segment
             raise EvidenceError(f"entries {frontier.size} to {segment.first} are missing")
         for entry in segment.entries():
             frontier.append(leaf_hash(salts.canonical(frontier.size, entry)))
+            if segment.previous and segment.previous[0] == frontier.size:
+                same_root(segment, frontier)
         if frontier.root() != segment.root:
             raise EvidenceError(f"entries {segment.first} to {segment.end} do not lead to their root")
         yield segment, frontier
@@ -706,9 +783,49 @@ def walk(epoch: EpochRow, segments: Iterable[Segment]) -> Iterator[tuple[Segment
 
 def row_of(epoch: EpochRow, segment: Segment) -> tuple[Any, ...]:
     """The row that a segment is stored as."""
-    seal = cbor.encode(tuple(segment[2:9]))
+    grown = (segment.end, *segment.previous) if segment.previous else ()
+    seal = cbor.encode((*segment[2:9], *grown))
     key = epoch.number << SEQUENCE_BITS | segment.end
     return key, segment.first, seal, segment.method, segment.columns, segment.peaks
+
+
+def end_of(key: int, seal: bytes) -> tuple[int, bytes]:
+    """(sequence after the last entry, root) of a row.
+
+    Raises:
+        EvidenceError: The seal is none.
+    """
+    fields = cbor.decode(seal)
+    if not isinstance(fields, list) or tuple(map(type, fields)) not in {SEAL, GROWN}:
+        raise EvidenceError("its checkpoint is no checkpoint")
+    end = key & SEQUENCE_MAX
+    if len(fields) > len(SEAL):
+        reached, previous = fields[-3:-1]
+        if not (previous < reached and end <= reached <= SEQUENCE_MAX):
+            raise EvidenceError("its checkpoint does not fit its key")
+        end = reached
+    return end, fields[0]
+
+
+def same_root(segment: Segment, frontier: Frontier) -> None:
+    """Check the root before the last commit of a grown segment.
+
+    Raises:
+        EvidenceError: It is another.
+    """
+    if segment.previous and segment.previous[1] != frontier.root():
+        raise EvidenceError(f"entries up to {frontier.size} do not lead to the root before the checkpoint")
+
+
+def _seal(signed: SignedCheckpoint) -> tuple[bytes, int, int, int, int, bytes, bytes]:
+    """What a row keeps of its checkpoint."""
+    of = signed.checkpoint
+    return of.root, of.time_ms, of.clock, of.counter, signed.algorithm, signed.kid, signed.signature
+
+
+def _readings_alone(commit: Commit) -> bool:
+    """Whether a commit may share a row: what moves the clock stays between the checkpoints around it."""
+    return all(isinstance(entry, Reading) for entry in commit.entries)
 
 
 def judged(error: Exception) -> type[JournalError]:

@@ -50,7 +50,7 @@ def _open_or_replace(platform: Platform, path: str, origin: str, budget: int, he
 def _open(platform: Platform, path: str, origin: str, budget: int) -> Journal:
     database = platform.open_database(path)
     try:
-        journal = Journal(database, path, wal_pages=Budget(budget).wal_pages)
+        journal = Journal(database, path, wal_pages=Budget(budget).wal_pages, fold=True)
         journal.check()
         _may_sign(journal)
         if journal.head is None or journal.head.epoch.origin != origin:

@@ -6,7 +6,7 @@ Used by ``energybid verify``; reads only, also while the agent runs.
 from collections import Counter
 from typing import Any
 
-from energybid.agent.journal import Acknowledged, EpochRow, Journal, Segment, split_hashes
+from energybid.agent.journal import Acknowledged, EpochRow, Journal, Segment, same_root, split_hashes
 from energybid.core import cose
 from energybid.core.cose import PublicKey
 from energybid.core.entries import Epoch, Reading
@@ -147,6 +147,8 @@ class _Walk:
             if isinstance(entry, Epoch) != (self.frontier.size == 0):
                 raise EvidenceError(f"entry {self.frontier.size}: an epoch has one epoch entry, its first")
             self.frontier.append(leaf_hash(self._salts.canonical(self.frontier.size, entry)))
+            if segment.previous and segment.previous[0] == self.frontier.size:
+                same_root(segment, self.frontier)
             self.readings += isinstance(entry, Reading)
             self._report.counts["readings"] += isinstance(entry, Reading)
             self._report.counts["entries"] += 1
