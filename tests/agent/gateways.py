@@ -62,6 +62,7 @@ class ScriptedDriver:
     def __init__(self, clock: VirtualClock, answer: Callable[[str, bool], int], *, takes_s=0.1, concurrency=1):
         self.concurrency = concurrency
         self.calls: list[tuple[float, str]] = []
+        self.knowledge: dict[str, dict] = {}
         self.closed = False
         self._clock, self._answer, self._takes_s = clock, answer, takes_s
 
@@ -72,6 +73,17 @@ class ScriptedDriver:
         value = self._answer(meter.name, probe)
         mono_ms = int(loop.time() * 1000)
         return Sample(self._clock.now_ns() // 1_000_000, int(self._takes_s * 1000), mono_ms, (value,), None)
+
+    def learned(self, meter: MeterPlan) -> dict:
+        return self.knowledge.get(meter.name, {})
+
+    def learn(self, meter: MeterPlan, plain: dict) -> None:
+        if "damaged" in plain:
+            raise ValueError("damaged")
+        self.knowledge[meter.name] = dict(plain)
+
+    def shown(self, meter: MeterPlan) -> dict:
+        return self.learned(meter)
 
     async def close(self) -> None:
         self.closed = True

@@ -118,6 +118,14 @@ class NoisyDriver:
         )
         return Sample(self.clock.now_ns() // 1_000_000, 50, int(asyncio.get_running_loop().time() * 1000), values, None)
 
+    def learned(self, meter):
+        return {}
+
+    def learn(self, meter, plain):
+        raise AssertionError("it has learned nothing")
+
+    shown = learned
+
     async def close(self):
         pass
 

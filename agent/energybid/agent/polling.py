@@ -124,7 +124,7 @@ class BusPoller:
         """Polls that fell out because the bus was still busy when they were due."""
         self._platform = platform
         self._recorder = recorder
-        self._driver = driver
+        self.driver = driver
         groups = [(meter, number, group) for meter in self.meters for number, group in enumerate(meter.plan.groups)]
         self._heap = [
             _Job(meter, number, index, round(group.interval_s * NS))
@@ -157,13 +157,13 @@ class BusPoller:
         for job in self._heap:
             self._schedule(job, now_ns, job.interval_ns)
         heapq.heapify(self._heap)
-        workers = min(self._driver.concurrency, len(self._heap))
+        workers = min(self.driver.concurrency, len(self._heap))
         try:
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(workers):
                     tasks.create_task(self._work())
         finally:
-            await self._driver.close()
+            await self.driver.close()
             self._close_gaps()
 
     async def _work(self) -> None:
@@ -229,7 +229,7 @@ class BusPoller:
         meter = job.meter
         job.turn = next(self._turns)
         try:
-            sample = await self._driver.poll(meter.plan, job.group, probe=meter.state is MeterState.DEAD)
+            sample = await self.driver.poll(meter.plan, job.group, probe=meter.state is MeterState.DEAD)
         except MeterError as error:
             self._failed(meter, error)
             return

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from energybid.agent import quarantine, system
 from energybid.agent.judgement import last_counters
 from energybid.agent.logs import configure_logs
+from energybid.agent.memory import Memory
 from energybid.agent.opening import open_recorder
 from energybid.agent.polling import BusPoller
 from energybid.agent.status import agent_status, write_status
@@ -57,6 +58,7 @@ class Agent:
         self._plan = plan
         self._recorder = recorder
         self._pollers = [BusPoller(platform, recorder, open_driver(platform, plan, bus), bus) for bus in plan.buses]
+        self._memory = Memory(platform, recorder.journal, self._pollers)
         self._uploader: Uploader | None = None
         if plan.uplink:
             topics = topics_for(plan.tenant, plan.gateway)
@@ -78,6 +80,7 @@ class Agent:
         recorder = self._recorder
         try:
             counters = await self._platform.offload(last_counters, recorder.journal, recorder.epoch)
+            await self._memory.recall()
             recorder.started(self._plan.version, self._plan.configuration_hash)
             for poller in self._pollers:
                 poller.remember(counters)
@@ -88,6 +91,7 @@ class Agent:
             async with asyncio.TaskGroup() as tasks:
                 polls = [tasks.create_task(poller.run()) for poller in self._pollers]
                 others = [tasks.create_task(recorder.run()), tasks.create_task(self._watchdog())]
+                others.append(tasks.create_task(self._memory.run()))
                 if self._uploader:
                     others.append(tasks.create_task(self._uploader.run()))
                 if self._plan.status.path:
@@ -97,6 +101,7 @@ class Agent:
                 self._platform.notify("STOPPING=1")
                 await _cancel(polls)
                 await self._flush()
+                await self._memory.close()
                 await _cancel(others)
         except JournalDamagedError:
             self.lost = recorder.discard()

@@ -6,7 +6,7 @@ The file lies on a RAM disk (/run), so that it costs the card nothing. It is for
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from energybid.agent.plan import AgentPlan
@@ -20,8 +20,8 @@ from energybid.core.quantities import ClockState, Status, decimal_text
 logger = logging.getLogger("energybid.agent")
 
 
-def meter_status(meter: Meter) -> dict[str, Any]:
-    """State and last values of a meter."""
+def meter_status(meter: Meter, learned: Mapping[str, Any]) -> dict[str, Any]:
+    """State and last values of a meter, and what its driver has learned of it."""
     values: dict[str, str] = {}
     for number, sample in sorted(meter.last.items()):
         marks = sample.status or (0,) * len(sample.values)
@@ -40,6 +40,7 @@ def meter_status(meter: Meter) -> dict[str, Any]:
         "failed_polls": meter.failed_polls,
         "time_ms": max((sample.time_ms for sample in meter.last.values()), default=None),
         "values": values,
+        "learned": dict(learned),
     }
 
 
@@ -95,7 +96,9 @@ def agent_status(
         },
         "receipt": {"size": receipt.size, "root": receipt.root.hex(), "time_ms": receipt.time_ms} if receipt else None,
         "overruns": {poller.name: poller.overruns for poller in pollers},
-        "meters": [meter_status(meter) for poller in pollers for meter in poller.meters],
+        "meters": [
+            meter_status(meter, poller.driver.shown(meter.plan)) for poller in pollers for meter in poller.meters
+        ],
     }
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 if TYPE_CHECKING:
     import asyncio
     import random
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from energybid.core.quantities import ClockState, Quantity
@@ -156,13 +156,30 @@ class Driver(Protocol):
         Args:
             meter: One of the plan's meters.
             group: Index into ``meter.groups``.
-            probe: One try only: the meter is thought dead.
+            probe: The meter is thought dead: begin with one short try of as little as possible.
 
         Raises:
             BusDownError: The bus can not be opened or was lost; fails at once while it backs off.
             NoReplyError: Nothing that belongs to the request came, after all tries.
             GarbledError: Only garbage came, after all tries.
             RefusedError: The meter refused every request of the group.
+        """
+
+    def learned(self, meter: MeterPlan) -> Mapping[str, Any]:
+        """What was learned of a meter, as plain data (JSON) for a later run; empty where nothing was."""
+
+    def learn(self, meter: MeterPlan, plain: Mapping[str, Any]) -> None:
+        """Take up what ``learned`` gave in an earlier run, with the same profile.
+
+        Raises:
+            ValueError: It is damaged; nothing is changed.
+        """
+
+    def shown(self, meter: MeterPlan) -> Mapping[str, Any]:
+        """What was learned, for the operator: plain data with units in the names.
+
+        ``timeout_ms``, ``delay_ms`` (median and 99.9 % of the replies, or None), ``turnaround_ms``, ``unreadable``
+        (``registers`` as text and ``retry_s``); empty where a driver learns nothing.
         """
 
     async def close(self) -> None:

@@ -5,7 +5,7 @@ to requests; its shape is in ``profile_file``, its checks in ``profile_checks``.
 tests import this, never the running agent.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
@@ -15,7 +15,8 @@ from energybid.core.errors import ConfigurationError
 from energybid.core.ports import PollGroup
 from energybid.core.settings import parse_toml
 from energybid.drivers.modbus import map as compiled
-from energybid.drivers.modbus.map import Factor, ModbusMap, Request, Writable
+from energybid.drivers.modbus.map import TYPES, Factor, ModbusMap, Request, Together, Writable
+from energybid.drivers.planner import Cost, Span, choices, plan, tcp_cost
 from energybid.drivers.profile_checks import faults as faults_of
 from energybid.drivers.profile_file import Profile, SerialNumber
 from energybid.drivers.profile_registers import (
@@ -31,6 +32,7 @@ from energybid.drivers.profile_registers import (
 __all__ = [
     "FUNCTION_OF",
     "Fingerprint",
+    "Group",
     "LoadedProfile",
     "Profile",
     "Register",
@@ -39,6 +41,7 @@ __all__ = [
     "list_profiles",
     "load_profile",
     "parse_profile",
+    "plan_requests",
 ]
 
 SUFFIX = ".toml"
@@ -125,71 +128,127 @@ def _place(number: Register | Factor) -> tuple[int, int]:
 # ---------------------------------------------------------------- compilation
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Quantities that are polled at an interval of their own."""
+
+    interval_s: float
+    quantities: Sequence[str]
+
+
 def compile_profile(
-    loaded: LoadedProfile, *, interval_s: float, quantities: Sequence[str] | None = None
+    loaded: LoadedProfile,
+    *,
+    interval_s: float,
+    quantities: Sequence[str] | None = None,
+    groups: Sequence[Group] = (),
+    cost: Cost | None = None,
 ) -> tuple[tuple[PollGroup, ...], ModbusMap]:
-    """One poll group and the fewest requests that read it.
+    """The poll groups of a meter and the cheapest requests that read them, alone and together.
 
     Args:
         loaded: The profile.
-        interval_s: Seconds between two polls.
-        quantities: Names of the quantities wanted; None for all. Their order does not matter: a reading has them by
-            table and address, as the requests bring them.
+        interval_s: Seconds between two polls of the first group.
+        quantities: Names of the quantities in it; None for all that no other group has. Their order does not matter: a
+            reading has them by table and address.
+        groups: Further groups.
+        cost: Of requests on the meter's bus; None for a network.
 
     Raises:
-        ConfigurationError: Names that the profile does not have, twice the same name, or no name at all.
+        ConfigurationError: Names that the profile does not have, names that stand twice, groups without any. The faults
+            begin with ``quantities`` or ``group[0].quantities``.
     """
-    chosen = loaded.registers if quantities is None else _chosen(loaded, quantities)
-    group = PollGroup(interval_s=interval_s, quantities=tuple(register.quantity for register in chosen))
-    needed = dict.fromkeys(factor for register in chosen for factor in register.factors)
-    requests = tuple(map(_request, _parts(loaded.profile, sorted([*chosen, *needed], key=_place))))
-    return (group,), ModbusMap(groups=(requests,), writables=loaded.writables)
+    parts = _divided(loaded, quantities, groups)
+    intervals = [interval_s, *(group.interval_s for group in groups)]
+    polled = tuple(
+        PollGroup(interval_s=interval, quantities=tuple(register.quantity for register in part))
+        for interval, part in zip(intervals, parts, strict=True)
+    )
+    cost = cost or tcp_cost(reply_delay_s=loaded.profile.reply_delay_s)
+    return polled, ModbusMap(
+        groups=tuple(_requests(loaded, part, cost) for part in parts),
+        together=tuple(_together(loaded, parts, chosen, cost) for chosen in choices(len(parts))),
+        writables=loaded.writables,
+        turnaround_s=loaded.profile.turnaround_s,
+    )
 
 
-def _chosen(loaded: LoadedProfile, names: Sequence[str]) -> tuple[Register, ...]:
+def _divided(
+    loaded: LoadedProfile, quantities: Sequence[str] | None, groups: Sequence[Group]
+) -> list[tuple[Register, ...]]:
+    """The registers of each group, by table and address."""
+    wanted = [("quantities", quantities), *((f"group[{i}].quantities", g.quantities) for i, g in enumerate(groups))]
     known = [register.name for register in loaded.registers]
-    faults = [f"profile {loaded.name}: no quantity {n!r}; it has {', '.join(known)}" for n in names if n not in known]
-    faults += [f"profile {loaded.name}: quantity {n!r} twice" for n in dict.fromkeys(names) if names.count(n) > 1]
-    if not names:
-        faults.append(f"profile {loaded.name}: choose at least one quantity of {', '.join(known)}")
+    owner: dict[str, str] = {}
+    faults: list[str] = []
+    for key, names in wanted:
+        for name in names or ():
+            if name not in known:
+                faults.append(f"{key}: no quantity {name!r}; {loaded.name} has {', '.join(known)}")
+            elif name in owner:
+                twice = "twice" if owner[name] == key else f"in {owner[name]} too"
+                faults.append(f"{key}: {name!r} stands {twice}")
+            owner.setdefault(name, key)
+        if names is not None and not names:
+            faults.append(f"{key}: choose at least one of {', '.join(known)}")
+    if quantities is None and owner.keys() >= set(known):
+        faults.append("group: nothing is left for the meter's own interval; write one group's interval there instead")
     if faults:
         raise ConfigurationError(faults)
-    return tuple(register for register in loaded.registers if register.name in names)
+    return [
+        tuple(r for r in loaded.registers if (r.name in names if names is not None else r.name not in owner))
+        for _, names in wanted
+    ]
 
 
-def _parts(profile: Profile, numbers: Iterable[Register | Factor]) -> list[list[Register | Factor]]:
-    """Fewest runs of registers that one request each can read.
-
-    Taking as much as fits, from the left, is optimal: no run that begins at or behind the same register can end later.
-    """
-    parts: list[list[Register | Factor]] = []
-    for number in numbers:
-        part = parts[-1] if parts else []
-        if part and number.end - part[0].first <= profile.max_registers and _together(profile, part[0], number):
-            part.append(number)
-        else:
-            parts.append([number])
-    return parts
-
-
-def _together(profile: Profile, first: Register | Factor, last: Register | Factor) -> bool:
-    return first.function == last.function and any(
-        FUNCTION_OF[block.table] == first.function
-        and block.first <= first.first
-        and last.end <= block.first + block.count
-        for block in profile.block
+def plan_requests(loaded: LoadedProfile, chosen: Iterable[Register], cost: Cost) -> list[Span]:
+    """The cheapest requests for quantities and the factors they need."""
+    return plan(
+        map(_span, _numbers(chosen)),
+        (Span(FUNCTION_OF[b.table], b.first, b.first + b.count) for b in loaded.profile.block),
+        cost,
+        registers_max=loaded.profile.max_registers,
     )
 
 
-def _request(numbers: Sequence[Register | Factor]) -> Request:
-    first = numbers[0].first
-    return Request(
-        function=numbers[0].function,
-        first=first,
-        count=numbers[-1].end - first,
-        fields=tuple(_field(number, first) for number in numbers if isinstance(number, Register)),
-        factors=tuple(number for number in numbers if isinstance(number, Factor)),
+def _numbers(chosen: Iterable[Register]) -> list[Register | Factor]:
+    """Quantities and their factors, by table and address."""
+    registers = list(chosen)
+    factors = dict.fromkeys(factor for register in registers for factor in register.factors)
+    return sorted([*registers, *factors], key=_place)
+
+
+def _span(number: Register | Factor) -> Span:
+    return Span(number.function, number.first, number.end)
+
+
+def _requests(loaded: LoadedProfile, chosen: Sequence[Register], cost: Cost) -> tuple[Request, ...]:
+    numbers = _numbers(chosen)
+    return tuple(
+        Request(
+            function=span.function,
+            first=span.first,
+            count=span.length,
+            fields=tuple(_field(n, span.first) for n in numbers if isinstance(n, Register) and span.holds(_span(n))),
+            factors=tuple(n for n in numbers if isinstance(n, Factor) and span.holds(_span(n))),
+        )
+        for span in plan_requests(loaded, chosen, cost)
     )
+
+
+def _together(
+    loaded: LoadedProfile, parts: Sequence[tuple[Register, ...]], chosen: tuple[int, ...], cost: Cost
+) -> Together:
+    registers = [register for group in chosen for register in parts[group]]
+    place = {_span(register): at for at, register in enumerate(registers)}
+    requests = _requests(loaded, registers, cost)
+    return Together(groups=chosen, requests=requests, places=tuple(tuple(_places(r, place)) for r in requests))
+
+
+def _places(request: Request, place: Mapping[Span, int]) -> Iterator[int]:
+    for field in request.fields:
+        first = request.first + field.offset
+        yield place[Span(request.function, first, first + TYPES[field.type].registers)]
 
 
 def _field(register: Register, first: int) -> compiled.Field:

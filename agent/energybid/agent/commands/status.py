@@ -60,6 +60,23 @@ def _journal(journal: dict[str, Any]) -> list[str]:
     return lines + [f"         QUARANTINED: {path}" for path in journal["quarantined"]]
 
 
+def _learned(learned: dict[str, Any]) -> list[str]:
+    """What was learned of a meter, as one line, and one more for registers that it refuses."""
+    facts = []
+    if learned.get("delay_ms"):
+        facts.append(f"answers after {learned['delay_ms'][0]:g} ms, nearly always within {learned['delay_ms'][1]:g} ms")
+        facts.append(f"time-out {learned['timeout_ms']} ms")
+    if learned.get("turnaround_ms"):
+        facts.append(f"rest of {learned['turnaround_ms']:g} ms before a request")
+    lines = [f"    {', '.join(facts)}"] if facts else []
+    refused = [f"{span['registers']} (again in {_span(span['retry_s'])})" for span in learned.get("unreadable", ())]
+    return lines + ([f"    can not be read: {', '.join(refused)}"] if refused else [])
+
+
+def _span(seconds: int) -> str:
+    return f"{seconds / 3600:.0f} h" if seconds >= 2 * 3600 else f"{seconds / 60:.0f} min"
+
+
 def render(status: dict[str, Any]) -> str:
     """The status for a person's eyes."""
     log, uplink, receipt = status["log"], status["uplink"], status["receipt"]
@@ -74,4 +91,5 @@ def render(status: dict[str, Any]) -> str:
     for m in status["meters"]:
         place = f"  {m['name']:20} {m['bus']:12} unit {m['unit']:3}"
         lines.append(f"{place}  {m['state']:8} {_time(m['time_ms'])}  {m['error']}".rstrip())
+        lines += _learned(m.get("learned", {}))
     return "\n".join(lines) + "\n"

@@ -14,19 +14,19 @@ from energybid.core.ports import SerialEndpoint
 from energybid.drivers.modbus.ascii import AsciiLink
 from energybid.drivers.modbus.exchange import Asked, Exchange, Failure, Outcome
 from energybid.drivers.modbus.learned import Patience
-from energybid.drivers.modbus.link import Link
 from energybid.drivers.modbus.mbap import MbapLink
 from energybid.drivers.modbus.rtu import RtuLink
 from energybid.drivers.modbus.rtu_tcp import RtuTcpLink
 from energybid.drivers.modbus.split import Part, Search, trial
-from energybid.drivers.modbus.unit import REFUSED, SPLIT, Poll, Unit, heard, plain_sample
 from energybid.drivers.modbus.udp import UdpLink
+from energybid.drivers.modbus.unit import REFUSED, SPLIT, Poll, Unit, heard, plain_sample
 from energybid.drivers.target import ASCII, RTU, RTU_TCP, TCP, UDP
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping, Sequence
 
     from energybid.core.ports import BusPlan, Driver, MeterPlan, Platform, Sample
+    from energybid.drivers.modbus.link import Link
 
 # Exception codes, Modbus Application Protocol V1.1b3 §7; those that refuse are in ``unit``.
 BUSY = frozenset({5, 6})

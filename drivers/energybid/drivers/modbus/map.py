@@ -119,6 +119,17 @@ class Writable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Together:
+    """The requests that read several poll groups which fall due at once."""
+
+    groups: tuple[int, ...]
+    """In order."""
+    requests: tuple[Request, ...]
+    places: tuple[tuple[int, ...], ...]
+    """Of each request's fields: among the groups' quantities, one group after another."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModbusMap:
     """What ``MeterPlan.map`` holds for a Modbus meter: the requests of each poll group.
 
@@ -129,3 +140,7 @@ class ModbusMap:
     writables: tuple[Writable, ...] = ()
     turnaround_s: float = 0.0
     """Rest that the meter needs before a request, beyond the silence of the standard."""
+    together: tuple[Together, ...] = ()
+    """Every two or more of the groups."""
+    unreadable: tuple[tuple[int, int, int], ...] = ()
+    """(function, first, count) of registers that no request may touch."""

@@ -64,6 +64,7 @@ class Unit:
         self.turnaround = Turnaround(meter.map.turnaround_s)
         self.learned = Learned(patience, self.turnaround)
         self.compiled = [parts_of(requests) for requests in meter.map.groups]
+        self._pinned = tuple(Span(*span) for span in meter.map.unreadable)
         self.search_at = [-NEVER] * len(self.compiled)
         """Loop time from which on a refusal is looked into, by group."""
         self._fruitless = [0] * len(self.compiled)
@@ -73,8 +74,8 @@ class Unit:
         self._plan_requests()
 
     def _plan_requests(self) -> None:
-        spans = self.learned.refused
-        self.retry_at = min((refusal.retry_at for refusal in spans.values()), default=NEVER)
+        spans = (*self._pinned, *self.learned.refused)
+        self.retry_at = min((refusal.retry_at for refusal in self.learned.refused.values()), default=NEVER)
         readings = []
         for parts in self.compiled:
             # A group that is refused as a whole is asked for as a whole: the answer says so each time.
