@@ -8,7 +8,9 @@ import pytest
 from energybid.core.errors import ConfigurationError
 from energybid.core.quantities import Obis, Quantity, decimal_text
 from energybid.drivers.modbus.decode import group_decoder
-from energybid.drivers.profile import compile_profile, list_profiles, load_profile, parse_profile
+from energybid.drivers.modbus.map import TYPES, Request
+from energybid.drivers.planner import serial_cost
+from energybid.drivers.profile import Group, compile_profile, list_profiles, load_profile, parse_profile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,15 +75,26 @@ def test_the_bench_selection_of_the_sdm630_takes_two_requests() -> None:
     assert group.quantities[-2] == Quantity(obis=Obis.parse("1-0:15.8.0"), unit="Wh", exponent=1, cumulative=True)
 
 
+def registers_of(memory: dict[tuple[int, int], str], request: Request) -> bytes:
+    """What a golden meter answers; registers in gaps that nobody recorded read 0."""
+    words = [memory.get((request.function, request.first + offset), "0000") for offset in range(request.count)]
+    for field in request.fields:
+        for offset in range(field.offset, field.offset + TYPES[field.type].registers):
+            assert (request.function, request.first + offset) in memory, f"no golden register {request.first + offset}"
+    return bytes.fromhex("".join(words))
+
+
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.json")), ids=lambda path: path.stem)
 def test_golden_registers_give_the_golden_readings(path: Path) -> None:
     golden = json.loads(path.read_text())
     loaded = load_profile(golden["profile"])
     (group,), compiled = compile_profile(loaded, interval_s=1)
-    assert [(r.function, r.first, r.count) for r in compiled.groups[0]] == [
-        (g["function"], g["first"], len(g["registers"].split())) for g in golden["replies"]
-    ]
-    values, _ = group_decoder(compiled.groups[0])([bytes.fromhex(g["registers"]) for g in golden["replies"]])
+    memory = {
+        (reply["function"], address): word
+        for reply in golden["replies"]
+        for address, word in enumerate(reply["registers"].split(), reply["first"])
+    }
+    values, _ = group_decoder(compiled.groups[0])([registers_of(memory, request) for request in compiled.groups[0]])
     readings = {
         register.name: None if value is None else f"{decimal_text(value, q.exponent)} {q.unit}"
         for register, q, value in zip(loaded.registers, group.quantities, values, strict=True)
@@ -134,12 +147,52 @@ def test_a_choice_of_quantities_is_checked() -> None:
     with pytest.raises(ConfigurationError) as caught:
         compile_profile(loaded, interval_s=1, quantities=["q9", "q1", "q1", "x"])
     assert caught.value.faults == [
-        "profile test: no quantity 'q9'; it has q1, q2",
-        "profile test: no quantity 'x'; it has q1, q2",
-        "profile test: quantity 'q1' twice",
+        "quantities: no quantity 'q9'; test has q1, q2",
+        "quantities: 'q1' stands twice",
+        "quantities: no quantity 'x'; test has q1, q2",
     ]
-    with pytest.raises(ConfigurationError, match="choose at least one quantity of q1, q2"):
+    with pytest.raises(ConfigurationError, match="quantities: choose at least one of q1, q2"):
         compile_profile(loaded, interval_s=1, quantities=[])
+
+
+def test_groups_share_out_the_quantities_and_are_read_together_when_they_coincide() -> None:
+    loaded = parse(body(*(quantity(n, 2 * n) for n in range(1, 7)), quantity(7, 40)))
+    fast, slow = [Group(interval_s=1, quantities=["q2", "q6"]), Group(interval_s=900, quantities=["q7", "q4"])]
+    groups, compiled = compile_profile(loaded, interval_s=10, groups=[fast, slow])
+    assert [group.interval_s for group in groups] == [10, 1, 900]
+    assert [[q.obis.code[2] for q in group.quantities] for group in groups] == [[1, 3, 5], [2, 6], [4, 7]]
+    assert [[(r.first, r.count) for r in requests] for requests in compiled.groups] == [
+        [(2, 10)],
+        [(4, 10)],
+        [(8, 2), (40, 2)],
+    ]
+    assert [t.groups for t in compiled.together] == [(0, 1), (0, 2), (1, 2), (0, 1, 2)]
+    whole = compiled.together[-1]
+    assert [(r.first, r.count) for r in whole.requests] == [(2, 10), (12, 2), (40, 2)]
+    assert whole.places == ((0, 3, 1, 5, 2), (4,), (6,))
+    assert pickle.loads(pickle.dumps(compiled)) == compiled
+
+
+def test_faults_of_groups_are_reported_at_once() -> None:
+    loaded = parse(body(quantity(1, 2), quantity(2, 4)))
+    with pytest.raises(ConfigurationError) as caught:
+        compile_profile(
+            loaded, interval_s=1, groups=[Group(interval_s=2, quantities=n) for n in (["q1"], ["q1", "q2"], ["x"], [])]
+        )
+    assert caught.value.faults == [
+        "group[1].quantities: 'q1' stands in group[0].quantities too",
+        "group[2].quantities: no quantity 'x'; test has q1, q2",
+        "group[3].quantities: choose at least one of q1, q2",
+        "group: nothing is left for the meter's own interval; write one group's interval there instead",
+    ]
+
+
+def test_the_plan_depends_on_the_bus() -> None:
+    loaded = parse(body(quantity(1, 2), quantity(2, 48)), HEAD.replace("max_registers = 10", "max_registers = 125"))
+    assert [len(compile_profile(loaded, interval_s=1, cost=c)[1].groups[0]) for c in (None, serial_cost(9600))] == [
+        1,
+        2,
+    ]
 
 
 def test_defaults_markers_and_scales_are_resolved() -> None:
