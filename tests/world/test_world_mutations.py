@@ -86,6 +86,19 @@ def test_premature_a_receipt_before_the_commit(monkeypatch):
     assert "premature" in violated(0.01, scenario())
 
 
+def test_shown_a_row_that_grows_whoever_was_given_it(monkeypatch):
+    forget = journal.Journal._end
+
+    def forgetful(self, key, seal):
+        tail = self._tail
+        found = forget(self, key, seal)
+        self._tail = tail
+        return found
+
+    monkeypatch.setattr(journal.Journal, "_end", forgetful)
+    assert "shown" in violated(0.05, scenario(batch_interval="5 s"))
+
+
 def test_lost_a_commit_that_is_not_synced(monkeypatch):
     prepare = journal.Journal._prepare
 

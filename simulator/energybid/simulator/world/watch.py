@@ -10,6 +10,7 @@ broker, rebuilds log and tree by itself, and says at once what does not fit. It 
 | ``signature``: checkpoints and receipts verify | at every commit, at every receipt |
 | ``root``: roots at head-end and gateway are equal | at every commit, at every receipt |
 | ``premature``: a receipt covers only what the head-end has committed | at every receipt |
+| ``shown``: a checkpoint that ended a batch stays in the journal | at every commit |
 | ``lost``: nothing acknowledged or committed is missing | at every start of an agent, at the end |
 | ``value``: the log holds what the meter answered, and when | at every commit |
 | ``decrease``: a cumulative register never decreases without a mark | at every commit |
@@ -122,6 +123,8 @@ class Epoch:
         """Sequence in the newest row's key."""
         self.roots: dict[int, bytes] = {0: EMPTY_ROOT}
         """At each checkpoint."""
+        self.shown: set[int] = set()
+        """Ends of the batches that were sent."""
         self.acknowledged = 0
         """Largest receipt that was ever published."""
         self.meters: dict[int, str] = {}
@@ -280,6 +283,8 @@ class GatewayWatch:
         if not row.first <= row.previous == epoch.size:
             self._wrong("gap", f"a commit begins at {row.previous}, the log ended at {epoch.size}")
             return
+        if row.first < row.previous and row.previous in epoch.shown:
+            self._wrong("shown", f"the checkpoint at {row.previous} ended a batch, and a row has grown over it")
         before = epoch.frontier.root()
         for sequence, entry in enumerate(columns.decode(raw, limit=ENTRIES_MAX, trusted=True), row.first):
             canonical = epoch.salts.canonical(sequence, entry)
@@ -380,6 +385,8 @@ class GatewayWatch:
         if epoch is None or end > epoch.size:
             held = epoch.size if epoch else 0
             self._wrong("unsent", f"entries up to {end} were sent, {held} are committed")
+        if epoch is not None:
+            epoch.shown.add(end)
         if first != self._sent:
             self._ends = []
         self._sent = end
