@@ -195,6 +195,21 @@ def test_the_plan_depends_on_the_bus() -> None:
     ]
 
 
+def test_what_is_known_of_a_models_timing_and_its_holes() -> None:
+    hole = 'timing = { turnaround = "5 ms", reply_delay = "0 s", unreadable = [@] }\n'
+    head = HEAD.replace("max_registers = 10", "max_registers = 125")
+    blocks = '{ table = "input", first = 7, count = 1 }, { table = "holding", first = 2, count = 9 }'
+    quantities = body(quantity(1, 2), quantity(2, 8), quantity(3, 40))
+    loaded = parse(hole.replace("@", blocks) + quantities, head)
+    _, compiled = compile_profile(loaded, interval_s=1)
+    assert [(r.first, r.count) for r in compiled.groups[0]] == [(2, 2), (8, 34)]
+    assert compiled.turnaround_s == 0.005
+    blocks = '{ table = "input", first = 0, count = 3 }, { table = "input", first = 45, count = 50 }'
+    assert faults(hole.replace("@", blocks) + quantities, head) == [
+        "test.toml: quantity[0].register: input register 2 to 3 is in timing.unreadable"
+    ]
+
+
 def test_defaults_markers_and_scales_are_resolved() -> None:
     text = """
 defaults = { table = "holding", type = "int32", word_order = "little" }

@@ -24,6 +24,7 @@ from energybid.drivers.profile_registers import (
     Fingerprint,
     Register,
     fingerprints,
+    readable,
     registers,
     resolved_factors,
     writables,
@@ -164,12 +165,12 @@ def compile_profile(
         PollGroup(interval_s=interval, quantities=tuple(register.quantity for register in part))
         for interval, part in zip(intervals, parts, strict=True)
     )
-    cost = cost or tcp_cost(reply_delay_s=loaded.profile.reply_delay_s)
+    cost = cost or tcp_cost(reply_delay_s=loaded.profile.timing.reply_delay_s)
     return polled, ModbusMap(
         groups=tuple(_requests(loaded, part, cost) for part in parts),
         together=tuple(_together(loaded, parts, chosen, cost) for chosen in choices(len(parts))),
         writables=loaded.writables,
-        turnaround_s=loaded.profile.turnaround_s,
+        turnaround_s=loaded.profile.timing.turnaround_s,
     )
 
 
@@ -205,7 +206,7 @@ def plan_requests(loaded: LoadedProfile, chosen: Iterable[Register], cost: Cost)
     """The cheapest requests for quantities and the factors they need."""
     return plan(
         map(_span, _numbers(chosen)),
-        (Span(FUNCTION_OF[b.table], b.first, b.first + b.count) for b in loaded.profile.block),
+        readable(loaded.profile),
         cost,
         registers_max=loaded.profile.max_registers,
     )

@@ -7,8 +7,18 @@ from typing import NamedTuple
 
 from energybid.core.quantities import Obis
 from energybid.drivers.modbus.map import FLOATS, TYPES, Writable
-from energybid.drivers.profile_file import ADDRESSES, Block, FingerprintSettings, Number, Profile
-from energybid.drivers.profile_registers import FUNCTION_OF, Register, length, registers, resolved_factors, writables
+from energybid.drivers.planner import Span
+from energybid.drivers.profile_file import ADDRESSES, FingerprintSettings, Number, Profile
+from energybid.drivers.profile_registers import (
+    FUNCTION_OF,
+    Register,
+    block_span,
+    length,
+    readable,
+    registers,
+    resolved_factors,
+    writables,
+)
 
 
 def faults(profile: Profile) -> list[str]:
@@ -109,21 +119,16 @@ def _duplicates(table: str, key: str, values: list[str]) -> Iterator[str]:
 
 
 def _place_faults(profile: Profile, place: _Place) -> Iterator[str]:
+    span = Span(place.function, place.first, place.end)
     if place.end > ADDRESSES:
         yield f"{place.key}.register: {place.type} at {place.first} ends behind register {ADDRESSES - 1}"
-    elif not any(_holds(block, place) for block in profile.block):
+    elif not any(block_span(block).holds(span) for block in profile.block):
         yield f"{place.key}.register: {place} is in no block that may be read"
+    elif not any(part.holds(span) for part in readable(profile)):
+        yield f"{place.key}.register: {place} is in timing.unreadable"
     count = place.end - place.first
     if count > profile.max_registers:
         yield f"{place.key}.type: {place.type} has {count} registers; max_registers is {profile.max_registers}"
-
-
-def _holds(block: Block, place: _Place) -> bool:
-    return (
-        FUNCTION_OF[block.table] == place.function
-        and block.first <= place.first
-        and place.end <= block.first + block.count
-    )
 
 
 def _counter_faults(profile: Profile, register: Register, index: int) -> Iterator[str]:

@@ -197,8 +197,10 @@ class Timing(Settings):
 
     turnaround_s: Annotated[Duration, Field(le=0.05)] = Field(alias="turnaround", default=0.0)
     """Rest that the meter needs before a request, beyond the silence of the standard."""
+    reply_delay_s: Duration | None = Field(None, alias="reply_delay", ge=0, le=10)
+    """How long the meter usually takes to begin its reply; the planner reckons with it."""
     unreadable: Annotated[list[Block], Field(max_length=64)] = Field(default_factory=list)
-    """Registers that no request may touch, though they lie in a block."""
+    """Registers that no request may touch, though they lie in a block; no quantity either."""
 
 
 class Profile(Settings):
@@ -215,10 +217,6 @@ class Profile(Settings):
     parities: Annotated[list[Literal["N", "E", "O"]], Field(min_length=1)]
     timeout_s: Duration = Field(alias="timeout")
     """How long the meter may take to begin its reply."""
-    reply_delay_s: Duration | None = Field(None, alias="reply_delay", ge=0, le=10)
-    """How long it usually takes, where that is known; the planner reckons with it."""
-    turnaround_s: Duration = Field(0.0, alias="turnaround", ge=0, le=1)
-    """Rest that the meter needs before a request, beyond the silence of the standard."""
     timing: Timing = Timing()
     defaults: Defaults = Defaults()
     not_available: dict[Type, Patterns] = Field(default_factory=dict)

@@ -12,7 +12,9 @@ from math import isfinite
 from energybid.core.quantities import Obis, Quantity
 from energybid.drivers.modbus.decode import in_order, swapped
 from energybid.drivers.modbus.map import HOLDING, INPUT, TYPES, Factor, Writable
+from energybid.drivers.planner import Span
 from energybid.drivers.profile_file import (
+    Block,
     FactorSettings,
     FingerprintSettings,
     Number,
@@ -175,6 +177,26 @@ def fingerprints(profile: Profile) -> list[Fingerprint]:
         )
         for settings in profile.identification.fingerprint
     ]
+
+
+def readable(profile: Profile) -> list[Span]:
+    """Registers that may be read at once: the blocks, without what is known to be unreadable."""
+    spans = [block_span(block) for block in profile.block]
+    for hole in map(block_span, profile.timing.unreadable):
+        spans = [part for span in spans for part in _without(span, hole)]
+    return sorted(spans)
+
+
+def block_span(block: Block) -> Span:
+    """A block's registers."""
+    return Span(FUNCTION_OF[block.table], block.first, block.first + block.count)
+
+
+def _without(span: Span, hole: Span) -> list[Span]:
+    if span.function != hole.function or hole.end <= span.first or span.end <= hole.first:
+        return [span]
+    parts = [Span(span.function, span.first, hole.first), Span(span.function, hole.end, span.end)]
+    return [part for part in parts if part.length > 0]
 
 
 def length(settings: FingerprintSettings) -> int:
