@@ -13,7 +13,7 @@ from typing import Any
 from energybid.core.errors import BusDownError
 from energybid.core.ports import Endpoint, TcpEndpoint, TlsSettings, UdpEndpoint
 from energybid.drivers.serialport.system import SerialPorts
-from energybid.drivers.tls import client_context, explain
+from energybid.drivers.tls import CLOSED_UNHEARD, client_context, explain
 
 CONNECT_TIMEOUT_S = 5.0
 UNACKNOWLEDGED_MAX_MS = 20_000
@@ -72,13 +72,25 @@ class _Plain(asyncio.Protocol):
     """Tells its owner in plain words why a secured connection was lost: TLS 1.3 refuses after connecting."""
 
     def __init__(self, owner: asyncio.Protocol, name: str) -> None:
-        self._name = name
-        self._owner = owner
-        self.data_received = owner.data_received  # type: ignore[method-assign]  # no further call for each piece
-        self.connection_made = owner.connection_made  # type: ignore[method-assign]
+        self._owner, self._name = owner, name
+        self._heard = self._ended = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._owner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = True
+        self._owner.data_received(data)
+
+    def eof_received(self) -> None:
+        self._ended = True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._owner.connection_lost(ConnectionError(explain(exc, self._name)) if exc else None)
+        if not self._heard and (self._ended or isinstance(exc, ConnectionResetError)):
+            exc = ConnectionError(CLOSED_UNHEARD)
+        elif exc is not None:
+            exc = ConnectionError(explain(exc, self._name))
+        self._owner.connection_lost(exc)
 
 
 def _tune(connection: socket.socket) -> None:

@@ -106,6 +106,10 @@ def explain(error: Exception, name: str) -> str:
             why = _REASONS.get(error.verify_code, error.verify_message)
         return f"the server's certificate is not trusted: {why}"
     if isinstance(error, ssl.SSLError):
-        reason = str(error.reason or error)
+        reason = str(getattr(error, "reason", None) or error)
         return next((text for part, text in _REFUSALS if part in reason), f"TLS failed: {reason}")
     return getattr(error, "strerror", None) or str(error)
+
+
+CLOSED_UNHEARD = "the server closed the connection before it said anything: does it want a certificate of the client?"
+"""Said where a server does not tell that it refuses us."""
