@@ -2,7 +2,8 @@
 
 Polls are aligned to multiples of their interval in UTC. One scheduler per bus; a bus polls as many meters at once as
 its driver allows. A meter that does not answer is backed off alone: after ``DEAD_AFTER`` failures it gets single
-probes, later and later, queued behind the healthy ones, so a dead meter costs its bus almost nothing.
+probes, later and later, one at a time and in the slack between the polls of the healthy ones. A bus without slack gives
+probes no more than one part in ``PROBE_SHARE`` of its time. So a dead meter costs its bus almost nothing.
 """
 
 import asyncio
@@ -23,8 +24,12 @@ logger = logging.getLogger("energybid.agent")
 
 NS = 1_000_000_000
 DEAD_AFTER = 2
-"""Failed polls in a row, all tries used, after which a meter counts as dead."""
+"""Failed polls in a row, all tries used, after which a meter counts as dead; one that never answered is after one."""
 BACKOFF_MAX_S = 300.0
+PROBE_SHARE = 40
+"""After a probe that there was no slack for, the next one waits so many times as long as that took."""
+DOWN_LOOK_S = 5.0
+"""While a bus is down, each meter is polled no more often than this, just to see whether it is back."""
 DECLARE_EVERY_MS = 86_400_000
 """A meter is declared anew so often: history that is pruned must not take the meaning of what stays along."""
 LOOK_AGAIN_S = 5.0
@@ -69,6 +74,12 @@ class Meter:
     """In a row."""
     failed_polls: int = 0
     """Since the start."""
+    prober: int = 0
+    """The group that is polled to see whether the meter is back, while it is dead."""
+    parked: list["_Job"] = field(default_factory=list)
+    """Its other groups, meanwhile."""
+    probe_ns: int = 0
+    """How long a probe takes, at most."""
     missed: int = 0
     """Polls that failed since the last good one; a Gap entry will say so."""
     gap_from_ms: int = 0
@@ -87,11 +98,12 @@ class _Job:
     due_ns: int = 0
 
     def __lt__(self, other: "_Job") -> bool:
-        """Earlier first; at the same time healthy meters first, then who waits longest."""
-        return self.key() < other.key()
+        """Earlier first; at the same time who waits longest."""
+        return (self.due_ns, self.turn) < (other.due_ns, other.turn)
 
-    def key(self) -> tuple[int, bool, int]:
-        return self.due_ns, self.meter.state is MeterState.DEAD, self.turn
+    @property
+    def probes(self) -> bool:
+        return self.meter.state is MeterState.DEAD
 
 
 def next_boundary(now_ns: int, interval_ns: int) -> int:
@@ -130,6 +142,15 @@ class BusPoller:
             _Job(meter, number, index, round(group.interval_s * NS))
             for index, (meter, number, group) in enumerate(groups)
         ]
+        self._probes: list[_Job] = []
+        """A heap too: the dead meters."""
+        self._polling = 0
+        """Polls of healthy meters under way."""
+        self._probing = False
+        self._probe_at_ns = 0
+        """When a probe may be made without slack."""
+        self._down = False
+        """The bus was down when it was last asked."""
         self._turns = itertools.count(len(self._heap))
         self._idle = asyncio.Lock()
         """Held by the worker that waits for the next poll to come due."""
@@ -171,39 +192,82 @@ class BusPoller:
             async with self._idle:
                 job = await self._next()
             await self._recorder.room()
-            await self._poll(job)
+            if job.probes:
+                await self._probe(job)
+            else:
+                self._polling += 1
+                try:
+                    await self._poll(job)
+                finally:
+                    self._polling -= 1
             self._schedule_next(job, self._platform.now_ns())
-            heapq.heappush(self._heap, job)
-            self._pushed.set()
+            self._push(job)
             self._recorder.cycle_done()
+
+    def _push(self, job: _Job) -> None:
+        if job.probes and job.group != job.meter.prober:
+            job.meter.parked.append(job)
+        else:
+            heapq.heappush(self._probes if job.probes else self._heap, job)
+        self._pushed.set()
 
     async def _next(self) -> _Job:
         """The next job, when it is due."""
         while True:
             self._pushed.clear()
             now_ns = self._platform.now_ns()
-            if self._heap and self._heap[0].due_ns <= now_ns:
-                return heapq.heappop(self._heap)
+            job = self._take(now_ns)
+            if job is not None:
+                return job
             self._pull_in(now_ns)
-            wait_s = LOOK_AGAIN_S
-            if self._heap:
-                wait_s = min(wait_s, (self._heap[0].due_ns - now_ns) / NS)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
+                async with asyncio.timeout(self._wait_s(now_ns)):
                     await self._pushed.wait()
+
+    def _take(self, now_ns: int) -> _Job | None:
+        """A probe that may be made, or the poll that is due the longest."""
+        if self._probes and self._probes[0].due_ns <= now_ns and self._may_probe(self._probes[0].meter, now_ns):
+            self._probing = True
+            return heapq.heappop(self._probes)
+        while self._heap and self._heap[0].due_ns <= now_ns:
+            job = heapq.heappop(self._heap)
+            if not job.probes:
+                return job
+            self._push(job)  # its meter died meanwhile
+        return None
+
+    def _may_probe(self, meter: Meter, now_ns: int) -> bool:
+        """Whether a probe fits before the next poll, or the bus owes the dead meters some time."""
+        if self._probing:
+            return False
+        slack = not self._polling and (not self._heap or self._heap[0].due_ns >= now_ns + meter.probe_ns)
+        return slack or now_ns >= self._probe_at_ns
+
+    def _wait_s(self, now_ns: int) -> float:
+        """Until something comes due, or a probe is owed its time."""
+        times = [self._heap[0].due_ns] if self._heap else []
+        if self._probes and not self._probing:
+            times.append(max(self._probes[0].due_ns, self._probe_at_ns))
+            if self._probes[0].due_ns > now_ns:
+                times.append(self._probes[0].due_ns)
+        return min([LOOK_AGAIN_S, *((due_ns - now_ns) / NS for due_ns in times)])
 
     def _pull_in(self, now_ns: int) -> None:
         """After the clock stepped back, jobs are due further away than they may be."""
-        late = [job for job in self._heap if job.due_ns - now_ns > job.wait_ns]
-        for job in late:
-            self._schedule(job, now_ns, job.wait_ns)
-        if late:
-            heapq.heapify(self._heap)
+        for heap in (self._heap, self._probes):
+            late = [job for job in heap if job.due_ns - now_ns > job.wait_ns]
+            for job in late:
+                self._schedule(job, now_ns, job.wait_ns)
+            if late:
+                heapq.heapify(heap)
+        if self._probe_at_ns - now_ns > round(BACKOFF_MAX_S * NS):
+            self._probe_at_ns = now_ns
 
     @staticmethod
     def _schedule(job: _Job, now_ns: int, wait_ns: int) -> None:
+        due_ns = now_ns + wait_ns
         job.wait_ns = wait_ns
-        job.due_ns = next_boundary(now_ns + wait_ns - job.interval_ns, job.interval_ns) if job.interval_ns else now_ns
+        job.due_ns = next_boundary(due_ns - job.interval_ns, job.interval_ns) if job.interval_ns else due_ns
 
     def _schedule_next(self, job: _Job, now_ns: int) -> None:
         """The next boundary, or the newest one that passed meanwhile: a poll that is late is not left out."""
@@ -216,12 +280,25 @@ class BusPoller:
         job.wait_ns, job.due_ns = wait_ns, due_ns
 
     def _wait_ns(self, job: _Job) -> int:
-        """The interval, or longer for a dead meter: doubled with every failure up to ``BACKOFF_MAX_S``."""
-        if job.meter.state is not MeterState.DEAD:
-            return job.interval_ns
-        base_ns = max(job.interval_ns, NS)
-        doublings = min(job.meter.failures - DEAD_AFTER + 1, 10)
-        return max(job.interval_ns, min(base_ns << doublings, round(BACKOFF_MAX_S * NS)))
+        """The interval; or longer for a dead meter: doubled with every failure up to ``BACKOFF_MAX_S``."""
+        if job.probes:
+            base_ns = max(job.interval_ns, NS)
+            doublings = min(max(job.meter.failures - DEAD_AFTER + 1, 1), 10)
+            return max(job.interval_ns, min(base_ns << doublings, round(BACKOFF_MAX_S * NS)))
+        return max(job.interval_ns, round(DOWN_LOOK_S * NS)) if self._down else job.interval_ns
+
+    async def _probe(self, job: _Job) -> None:
+        """Poll a dead meter; the longest that took is what a probe needs."""
+        began_ns = self._platform.now_ns()
+        try:
+            await self._poll(job)
+        finally:
+            self._probing = False
+            now_ns = self._platform.now_ns()
+            took_ns = min(max(now_ns - began_ns, 0), round(BACKOFF_MAX_S / PROBE_SHARE * NS))  # the clock may step
+            self._probe_at_ns = now_ns + PROBE_SHARE * took_ns
+            if job.probes:
+                job.meter.probe_ns = took_ns
 
     # ------------------------------------------------------------ one poll
 
@@ -231,10 +308,12 @@ class BusPoller:
         try:
             sample = await self.driver.poll(meter.plan, job.group, probe=meter.state is MeterState.DEAD)
         except MeterError as error:
-            self._failed(meter, error)
+            self._failed(meter, job.group, error)
             return
         if meter.failures:
             self._recovered(meter, sample.time_ms)
+        if self._down:
+            self._is_back()
         meter.state = MeterState.OK if sample.status is None else MeterState.PARTIAL
         meter.polls += 1
         sample = meter.judges[job.group](sample)
@@ -243,7 +322,7 @@ class BusPoller:
             self._declare(meter, sample.mono_ms)
         self._recorder.reading(meter.declaration, job.group, sample)
 
-    def _failed(self, meter: Meter, error: MeterError) -> None:
+    def _failed(self, meter: Meter, group: int, error: MeterError) -> None:
         if not meter.failures:
             meter.gap_from_ms = self._platform.now_ns() // 1_000_000
             meter.gap_reason = _REASONS.get(type(error), GapReason.NO_REPLY)
@@ -253,7 +332,11 @@ class BusPoller:
         meter.missed += 1
         meter.error = str(error)
         # A bus that is down says nothing about its meters, and trying costs nothing: the driver backs off by itself.
-        dead = meter.failures >= DEAD_AFTER and not isinstance(error, BusDownError)
+        self._down = isinstance(error, BusDownError)
+        dead = not self._down and (meter.failures >= DEAD_AFTER or not meter.polls)
+        if dead and meter.state is not MeterState.DEAD:
+            meter.prober = group
+            meter.probe_ns = round(2 * meter.plan.timeout_s * NS)
         meter.state = MeterState.DEAD if dead else MeterState.FAILING
 
     def _recovered(self, meter: Meter, now_ms: int) -> None:
@@ -261,6 +344,20 @@ class BusPoller:
         self._gap(meter, now_ms)
         meter.failures = 0
         meter.error = ""
+        meter.state = MeterState.OK
+        parked, meter.parked = meter.parked, []
+        for job in parked:
+            self._schedule(job, self._platform.now_ns(), job.interval_ns)
+            self._push(job)
+
+    def _is_back(self) -> None:
+        """The bus answers again: its meters are polled at their intervals from now on."""
+        self._down = False
+        now_ns = self._platform.now_ns()
+        for job in self._heap:
+            if job.wait_ns > job.interval_ns:
+                self._schedule(job, now_ns, job.interval_ns)
+        heapq.heapify(self._heap)
 
     def _gap(self, meter: Meter, to_ms: int) -> None:
         self._recorder.gap(Gap(meter.declaration, meter.gap_from_ms, to_ms, meter.gap_reason, meter.missed))
