@@ -8,7 +8,9 @@ frequency, read where a profile has them. Every read is remembered: profiles sha
 
 from __future__ import annotations
 
+import asyncio
 import struct
+from collections import Counter
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from energybid.drivers.modbus import objects
 from energybid.drivers.modbus.decode import in_order
 from energybid.drivers.modbus.exchange import READ_OVERHEAD
 from energybid.drivers.modbus.map import HOLDING, TYPES
+from energybid.drivers.profile import compile_profile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,14 +40,15 @@ COMMON_TEXTS = {"manufacturer": (2, 16), "model": (18, 16), "version": (42, 8), 
 ILLEGAL_FUNCTION = 1
 SILENT_MAX = 3
 """Reads in a row that a unit may leave unanswered; then it is not asked any more."""
-READS_MAX = 40
-"""Reads to identify one unit, unless thorough."""
-
-EQUAL, TEXT, RANGE, PLAUSIBLE, MODEL, VENDOR = 60, 60, 15, 10, 50, 20
-"""Points for a candidate: a fingerprint's code, its text, its range; a plausible quantity; what the device says."""
-VOLTAGE_V = 50, 500
-FREQUENCY_HZ = 45, 66
-"""What a mains meter may measure."""
+EQUAL, TEXT, RANGE, PLAUSIBLE, READABLE, MODEL, VENDOR = 60, 60, 15, 10, 5, 50, 20
+"""Points for a candidate: a fingerprint's code, its text, its range; a plausible quantity; that its registers can be
+read at all; what the device says."""
+ENOUGH = 2 * PLAUSIBLE
+"""With so many points a candidate may be called likely."""
+TIED_MAX = 6
+"""So many candidates that fit equally well are told apart by reading all their registers."""
+PLAUSIBLE_VALUES = {"voltage-l1": (50, 500), "frequency": (45, 66)}
+"""What a mains meter may measure, by quantity, V and Hz."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +62,9 @@ class Candidate:
     certain: bool
     """Recognised by a code, a text or its own word, not only plausible."""
     reasons: tuple[str, ...]
+
+
+NOBODY = Candidate(profile="", manufacturer="", model="", points=0, certain=False, reasons=())
 
 
 @dataclass(kw_only=True)
@@ -76,32 +83,40 @@ class Identity:
 
     @property
     def best(self) -> Candidate | None:
-        """The most likely profile; None where two are equally likely or none is."""
-        if not self.candidates or any(c.points == self.candidates[0].points for c in self.candidates[1:]):
+        """The most likely profile; None where two are equally likely, or nothing says enough."""
+        first, *others = self.candidates or [NOBODY]
+        if first.points < ENOUGH or any(other.points == first.points for other in others):
             return None
-        return self.candidates[0]
+        # What was not asked may fit as well, unless this one was recognised.
+        return first if first.certain or self.complete else None
+
+    @property
+    def likely(self) -> Candidate | None:
+        """The best one, or the first of several that fit equally well; None where nothing says enough."""
+        first = (self.candidates or [NOBODY])[0]
+        return first if first.points >= ENOUGH else None
 
 
 class Unanswered(Exception):  # noqa: N818  not an error: the unit has said enough
-    """The unit answers no more, or enough was asked."""
+    """The unit answers no more, or its time is over."""
 
 
 class Examiner:
     """Puts the questions to one unit, each once."""
 
-    def __init__(self, prober: Prober, unit: int, timeout_s: float, *, reads_max: int = READS_MAX) -> None:
+    def __init__(self, prober: Prober, unit: int, timeout_s: float, *, until: float = float("inf")) -> None:
         """Prepare.
 
         Args:
             prober: The bus.
             unit: Whom to ask.
             timeout_s: How long it may take to reply.
-            reads_max: Most register reads.
+            until: Loop time from which on nothing more is asked.
         """
         self._prober = prober
         self._unit = unit
         self._timeout_s = timeout_s
-        self._left = reads_max
+        self._until = until
         self._silent = 0
         self._known: dict[tuple[int, int, int], bytes | None] = {}
         self._refuses: set[int] = set()
@@ -111,7 +126,7 @@ class Examiner:
         """Registers' bytes; None where the unit refuses.
 
         Raises:
-            Unanswered: It is silent, or enough was asked.
+            Unanswered: It is silent, or its time is over.
             BusDownError: The bus is lost.
         """
         if function in self._refuses:
@@ -122,9 +137,8 @@ class Examiner:
         return self._known[place]
 
     async def _read(self, function: int, first: int, count: int) -> bytes | None:
-        if not self._left:
+        if asyncio.get_running_loop().time() >= self._until:
             raise Unanswered
-        self._left -= 1
         pdu = await self._ask(struct.pack(">BHH", function, first, count), READ_OVERHEAD + 2 * count)
         if pdu is not None and pdu[0] == function:
             return pdu[READ_OVERHEAD:]
@@ -190,7 +204,7 @@ async def identify(examiner: Examiner, profiles: Sequence[LoadedProfile], *, tho
     identity = Identity()
     try:
         identity.objects = objects.names(await examiner.objects())
-        likely = sorted(profiles, key=lambda loaded: -_said(loaded, identity.objects)[0])
+        likely = _likeliest(profiles, identity)
         for loaded in likely:
             candidate = await _by_fingerprints(examiner, loaded, identity.objects)
             if candidate is None:
@@ -201,13 +215,30 @@ async def identify(examiner: Examiner, profiles: Sequence[LoadedProfile], *, tho
         if thorough or not any(c.certain for c in identity.candidates):
             identity.sunspec = await examiner.sunspec()
             await _by_plausibility(examiner, likely, identity)
+            await _by_reading(examiner, {loaded.name: loaded for loaded in profiles}, identity)
         identity.complete = True
     except Unanswered:
         pass
-    identity.candidates.sort(key=lambda candidate: (-candidate.points, candidate.profile))
+    identity.candidates.sort(key=_rank)
     if identity.best is not None:
         identity.serial_number = await _serial_number(examiner, identity, profiles)
     return identity
+
+
+def _rank(candidate: Candidate) -> tuple[int, str]:
+    return -candidate.points, candidate.profile
+
+
+def _likeliest(profiles: Sequence[LoadedProfile], identity: Identity) -> list[LoadedProfile]:
+    """What it says of itself first; then those of which one read decides about many."""
+    places = {loaded.name: _first_read(loaded) for loaded in profiles}
+    shared = Counter(places.values())
+    return sorted(profiles, key=lambda loaded: (-_said(loaded, identity.objects)[0], -shared[places[loaded.name]]))
+
+
+def _first_read(loaded: LoadedProfile) -> tuple[int, int, int]:
+    marks: list[Fingerprint | Register] = [*loaded.fingerprints, *_judged(loaded), *loaded.registers]
+    return marks[0].function, marks[0].first, marks[0].count
 
 
 # ---------------------------------------------------------------- evidence
@@ -257,28 +288,53 @@ async def _by_plausibility(examiner: Examiner, profiles: Iterable[LoadedProfile]
         before = known.get(loaded.name)
         said_points, said = _said(loaded, identity.objects | identity.sunspec)
         points, found = (before.points, before.reasons) if before else (said_points, said)
-        reasons = await _plausible(examiner, loaded)
+        plausible = await _plausible(examiner, loaded)
         if before:
             identity.candidates.remove(before)
-        if reasons:
-            points += PLAUSIBLE * len(reasons)
+        if plausible is not None:
+            points += plausible[0]
             certain = before.certain if before else said_points >= MODEL
-            identity.candidates.append(_candidate(loaded, points, [*found, *reasons], certain=certain))
+            identity.candidates.append(_candidate(loaded, points, [*found, *plausible[1]], certain=certain))
 
 
-async def _plausible(examiner: Examiner, loaded: LoadedProfile) -> list[str]:
-    """What makes sense at the places where the profile has voltage and frequency; empty where anything does not."""
+def _judged(loaded: LoadedProfile) -> list[Register]:
+    """The quantities of a profile that must make sense on any mains meter."""
+    return [r for name in PLAUSIBLE_VALUES for r in loaded.registers if r.name == name and not r.factors]
+
+
+async def _plausible(examiner: Examiner, loaded: LoadedProfile) -> tuple[int, list[str]] | None:
+    """Points and reasons if what stands at the places of voltage and frequency makes sense; None if it does not."""
     reasons = []
-    for name, (low, high) in (("voltage-l1", VOLTAGE_V), ("frequency", FREQUENCY_HZ)):
-        register = next((r for r in loaded.registers if r.name == name and not r.factors), None)
-        if register is None:
-            continue
+    for register in _judged(loaded):
+        low, high = PLAUSIBLE_VALUES[register.name]
         data = await examiner.read(register.function, register.first, register.count)
         value = None if data is None else value_of(register, data)
         if value is None or not low <= value <= high:
-            return []
-        reasons.append(f"{name} would be {float(value):.1f} {register.quantity.unit}")
-    return reasons
+            return None
+        reasons.append(f"{register.name} would be {float(value):.1f} {register.quantity.unit}")
+    if reasons:
+        return PLAUSIBLE * len(reasons), reasons
+    return (READABLE, ["its registers can be read"]) if await _readable(examiner, loaded) else None
+
+
+async def _readable(examiner: Examiner, loaded: LoadedProfile) -> bool:
+    """Whether the unit answers all requests of a profile."""
+    _, compiled = compile_profile(loaded, interval_s=1)
+    for request in (request for group in compiled.groups for request in group):
+        if await examiner.read(request.function, request.first, request.count) is None:
+            return False
+    return True
+
+
+async def _by_reading(examiner: Examiner, profiles: dict[str, LoadedProfile], identity: Identity) -> None:
+    """Where candidates fit equally well or hardly at all, drop those whose registers the unit does not have."""
+    identity.candidates.sort(key=_rank)
+    tied = [c for c in identity.candidates if c.points == identity.candidates[0].points]
+    weak = [c for c in tied if len(tied) > 1 or c.points < ENOUGH]
+    if len(weak) > TIED_MAX:
+        return
+    gone = [c for c in weak if not await _readable(examiner, profiles[c.profile])]
+    identity.candidates = [c for c in identity.candidates if c not in gone]
 
 
 def value_of(register: Register, data: bytes) -> Fraction | None:
@@ -325,11 +381,3 @@ async def _serial_number(examiner: Examiner, identity: Identity, profiles: Itera
 def serial_text(place: SerialNumber, data: bytes) -> str:
     """A serial number as people write it."""
     return objects.text(data) if place.type == "text" else str(int.from_bytes(data, "big"))
-
-
-def fingerprint_example(mark: Fingerprint) -> bytes:
-    """Register bytes that match a fingerprint: what a simulated meter holds there."""
-    if mark.type == "text":
-        return (mark.text or "").encode("ascii").ljust(2 * mark.count, b"\x00")
-    value = mark.equals[0] if mark.equals else sum(mark.between or (0, 0)) // 2
-    return in_order(struct.pack(">" + TYPES[mark.type].code, value), little=mark.little, swap=mark.swapped)

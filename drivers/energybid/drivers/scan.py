@@ -8,12 +8,13 @@ is plain data, so a search can be stopped at any moment and resumed.
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from energybid.drivers.identify import READS_MAX, Examiner, Identity, identify
+from energybid.drivers.identify import Examiner, Identity, identify
 from energybid.drivers.modbus import objects
 from energybid.drivers.modbus.exchange import READ_OVERHEAD
 from energybid.drivers.modbus.framing import EXCEPTION_FLAG, RTU_OVERHEAD
@@ -49,8 +50,11 @@ SLOWER = 1.5
 """A unit is given so many times the delay that it, or its gateway, has shown."""
 IDENTIFY_S = 0.3
 """Least that a unit is waited for while it is identified."""
-IDENTIFYING_S = 1.0
-"""About how long it takes to identify one."""
+IDENTIFYING_S = 0.8
+"""About how long it takes to identify one; it always gets that long."""
+POOL_S, SHARE = 8.5, 1.5
+"""All units at a setting have so long to be identified, unless thorough; each at most so many times its even share."""
+NEVER = float("inf")
 SETTINGS_MAX = 8
 """So many settings are tried unless thorough."""
 PAGE = 2
@@ -68,7 +72,7 @@ class Pass(NamedTuple):
 
 
 FAST = Pass("fast", struct.pack(">BHH", HOLDING, 0, PAGE), 0.08, 0.5)
-SLOW = Pass("slow", struct.pack(">BHH", INPUT, 0, PAGE), 0.25, 1.0)
+SLOW = Pass("slow", struct.pack(">BHH", INPUT, 0, PAGE), 0.2, 1.0)
 THOROUGH = Pass("thorough", objects.request(), 1.2, REPLY_MAX_S)
 """The three calls differ: what a meter does not know it should refuse, which is a sign of life too; some are silent."""
 PASSES = {call.name: call for call in (FAST, SLOW, THOROUGH)}
@@ -254,7 +258,8 @@ class Scanner:
         search, state = self._search, self._state
         here = state.at(setting)
         settings = [setting] if here and not search.thorough else search.settings
-        calls = PASSES.values() if search.thorough else (FAST, SLOW) if here and setting.serial else (FAST,)
+        patient = setting.serial and (here or len(settings) == 1)
+        calls = PASSES.values() if search.thorough else (FAST, SLOW) if patient else (FAST,)
         left_s = sum(self._to_ask(at, call) * self._cost_s(at, call) for at in settings for call in calls)
         return left_s + IDENTIFYING_S * len(here)
 
@@ -314,13 +319,17 @@ class Scanner:
         profiles = list(self._search.profiles)
         state, thorough = self._state, self._search.thorough
         state.found.sort(key=lambda found: (found.setting, found.unit))
+        pool_s = POOL_S
         waiting = [f for f in state.at(setting) if f.identity is None or not f.identity.complete]
         for number, found in enumerate(waiting):
             self._watcher.progress(setting.label, found.unit, number / len(waiting), len(waiting) - number)
             prober = await self._tuned(setting)
             timeout_s = max(IDENTIFY_S, 2 * found.delay_s + 0.1)
-            examiner = Examiner(prober, found.unit, timeout_s, reads_max=1000 if thorough else READS_MAX)
+            began = asyncio.get_running_loop().time()
+            share_s = max(IDENTIFYING_S, SHARE * pool_s / (len(waiting) - number))
+            examiner = Examiner(prober, found.unit, timeout_s, until=NEVER if thorough else began + share_s)
             found.identity = await identify(examiner, profiles, thorough=thorough)
+            pool_s -= asyncio.get_running_loop().time() - began
             self._watcher.found(found)
             # The next one is likely to be of the same make.
             best = found.identity.best

@@ -14,7 +14,7 @@ from energybid.core.ports import SerialEndpoint, TcpEndpoint
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from energybid.drivers.identify import Identity
+    from energybid.drivers.identify import Candidate, Identity
     from energybid.drivers.scan import Found, Setting, State
 
 WIDTH = 80
@@ -56,19 +56,24 @@ def _unit(found: Found) -> list[str]:
     best = identity.best if identity else None
     title = f"unit {found.unit}".ljust(len(INDENT))
     if best is None:
-        return [f"{title}{_unknown(identity)}", *_told(identity), *_others(identity), *_every(found)]
-    sure = "" if best.certain else " (likely)"
-    lines = [f"{title}{best.manufacturer} {best.model}{sure}", *_folded(f"profile {best.profile}: {_because(best)}")]
+        lines = [f"{title}{_unknown(identity)}"]
+    else:
+        sure = "" if best.certain else " (likely)"
+        lines = [
+            f"{title}{best.manufacturer} {best.model}{sure}",
+            *_folded(f"profile {best.profile}: {_because(best)}"),
+        ]
     if identity and identity.serial_number:
         lines += _folded(f"serial number {identity.serial_number}")
     if found.values:
+        lines += [] if best or not identity or not identity.likely else _folded(f"read as {identity.likely.profile}:")
         lines += _columns(found.values)
     if found.fault:
         lines += _folded(f"not read: {found.fault}")
-    return [*lines, *_told(identity), *_others(identity), *_every(found)]
+    return [*lines, *_told(identity), *_others(identity), *_every(found), *_incomplete(found)]
 
 
-def _because(candidate: Any) -> str:  # noqa: ANN401
+def _because(candidate: Candidate) -> str:
     return "; ".join(candidate.reasons)
 
 
@@ -76,8 +81,14 @@ def _unknown(identity: Identity | None) -> str:
     if identity is None:
         return "answers; not identified yet"
     if identity.candidates:
-        return "answers; several profiles fit equally well"
+        return "answers; which of these profiles is its own can not be told"
     return "answers; no profile is known to fit"
+
+
+def _incomplete(found: Found) -> list[str]:
+    if found.identity is None or found.identity.complete:
+        return []
+    return _folded(f"not everything was asked: --thorough --units {found.unit} takes its time")
 
 
 def _told(identity: Identity | None) -> list[str]:
@@ -156,7 +167,7 @@ def _facts(found: Found, setting: Setting) -> dict[str, Any]:
         "every_unit": found.every_unit,
         "profile": best.profile if best else None,
         "certain": bool(best and best.certain),
-        "identified": bool(identity and identity.complete),
+        "all_asked": bool(identity and identity.complete),
         "candidates": [asdict(candidate) for candidate in identity.candidates] if identity else [],
         "device_identification": identity.objects if identity else {},
         "sunspec": identity.sunspec if identity else {},
@@ -245,18 +256,27 @@ def _same(place: dict[str, Any], bus: dict[str, Any]) -> bool:
 def _meter(found: Found, taken: _Taken) -> list[str]:
     identity = found.identity
     best = identity.best if identity else None
-    if identity is None or best is None:
+    likely = identity.likely if identity else None
+    if identity is None or likely is None:
         names = ", ".join(c.profile for c in identity.candidates[:4]) if identity else ""
         return [f"# unit {found.unit} answers and was not identified{names and '; perhaps ' + names}"]
     number = f", serial number {identity.serial_number}" if identity.serial_number else ""
-    return [
-        f"# {best.manufacturer} {best.model}{number}: {_because(best)}"[: 2 * WIDTH],
+    table = [
         "[[bus.meter]]",
-        f"name = {_quoted(taken.free(f'{best.profile}-{found.unit}'))}",
-        f"profile = {_quoted(best.profile)}",
+        f"name = {_quoted(taken.free(f'{likely.profile}-{found.unit}'))}",
+        f"profile = {_quoted(likely.profile)}",
         f"unit = {found.unit}",
         f"interval = {_quoted(INTERVAL)}",
     ]
+    if best is not None:
+        return [f"# {_plain(f'{best.manufacturer} {best.model}{number}: {_because(best)}')}", *table]
+    names = ", ".join(c.profile for c in identity.candidates if c.points == likely.points)
+    return [f"# unit {found.unit} is one of {names}: choose by its name plate", *(f"# {line}" for line in table)]
+
+
+def _plain(text: str) -> str:
+    """For a comment: one line of printable characters."""
+    return "".join(c if c.isprintable() else "?" for c in text)[: 2 * WIDTH]
 
 
 def _toml(value: Any) -> str:  # noqa: ANN401

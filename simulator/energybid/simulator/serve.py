@@ -132,7 +132,8 @@ async def _open(model: AnyBusModel, bus: Bus, base: Path) -> tuple[_Closable, di
     """Put a bus on its wire; what closes it, and where it is."""
     if isinstance(model, RtuBusModel | AsciiBusModel):
         link = base / model.device
-        return PtyTransport(_line(model, bus), link), {"device": str(link), "baudrate": model.baudrate}
+        pty = PtyTransport(_line(model, bus), link, baudrate=model.baudrate)
+        return pty, {"device": str(link), "baudrate": model.baudrate}
     opened: _Closable
     if isinstance(model, UdpBusModel):
         opened, port = await serve_udp(lambda: UdpSocket(bus), model.host, model.port)

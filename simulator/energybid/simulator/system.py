@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 import tty
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 READ_SIZE = 4096
+OUTPUT_SPEED = 5
+"""Place of the rate in what tcgetattr returns."""
+SPOILT = bytes(byte >> 1 | 0x80 for byte in range(256))
+"""What a byte becomes at the wrong rate; which one does not matter, only that it is no frame any more."""
 
 
 class PtyTransport(asyncio.Transport):
@@ -31,8 +36,14 @@ class PtyTransport(asyncio.Transport):
     What is written while nobody reads is lost once the kernel's buffer is full, as on a line.
     """
 
-    def __init__(self, protocol: asyncio.Protocol, link: Path) -> None:
+    def __init__(self, protocol: asyncio.Protocol, link: Path, *, baudrate: int | None = None) -> None:
         """Open a pty pair and make ``link`` point to its near end.
+
+        Args:
+            protocol: The meters' end of the line.
+            link: The port's name.
+            baudrate: What is sent at another rate arrives spoilt, as on a line; None takes everything. A pty has no
+                parity: the kernel drops it.
 
         Raises:
             OSError: No pty left, or the link can not be made.
@@ -41,6 +52,7 @@ class PtyTransport(asyncio.Transport):
         self._loop = asyncio.get_running_loop()
         self._protocol = protocol
         self._link = link
+        self._speed = getattr(termios, f"B{baudrate}", None)
         # The near end stays open here too: else the far end reads an error whenever no program has it open.
         self._far, self._near = os.openpty()
         self.device = os.ttyname(self._near)
@@ -59,7 +71,11 @@ class PtyTransport(asyncio.Transport):
 
     def _readable(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            self._protocol.data_received(os.read(self._far, READ_SIZE))
+            data = os.read(self._far, READ_SIZE)
+            self._protocol.data_received(data if self._is_in_tune() else data.translate(SPOILT))
+
+    def _is_in_tune(self) -> bool:
+        return self._speed is None or termios.tcgetattr(self._near)[OUTPUT_SPEED] == self._speed
 
     def write(self, data: "bytes | bytearray | memoryview[Any]") -> None:
         """Send; what does not fit, or comes after ``close``, is lost."""

@@ -140,11 +140,11 @@ async def _scan(search: Search, state: State, line: ProgressLine) -> None:
         await Scanner(machine.open_bus, search, state, _Watcher(line)).run()
     loaded = {profile.name: profile for profile in search.profiles}
     for setting in search.settings:
-        known = [f for f in state.at(setting) if f.identity and f.identity.best and not f.values]
+        known = [f for f in state.at(setting) if f.identity and f.identity.likely and not f.values]
         if not known:
             continue
         line.show("reading values", 1.0, 0.5 * len(known))
-        wanted = [Wanted(f.unit, loaded[f.identity.best.profile]) for f in known if f.identity and f.identity.best]
+        wanted = [Wanted(f.unit, loaded[f.identity.likely.profile]) for f in known if f.identity and f.identity.likely]
         for found, read in zip(known, await read_values(machine, setting.target, wanted), strict=True):
             found.values, found.fault = ([], read) if isinstance(read, str) else (read, "")
 
