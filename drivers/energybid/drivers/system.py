@@ -7,7 +7,6 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from energybid.core.errors import BusDownError
@@ -142,7 +141,7 @@ class Datagrams(asyncio.DatagramProtocol, asyncio.Transport):
             self._owner.data_received(data)
 
     def error_received(self, exc: Exception) -> None:
-        """Give up where nobody listens: the other side said so (ICMP)."""
+        """Give up: nobody listens there (the other side said so by ICMP), or there is no way there any more."""
         self._refused = exc
         self._socket.abort()
 
@@ -151,10 +150,9 @@ class Datagrams(asyncio.DatagramProtocol, asyncio.Transport):
         self._owner.connection_lost(exc or self._refused)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send one datagram; what the system has no room for is lost, as datagrams are."""
+        """Send one datagram."""
         if not self._socket.is_closing():
-            with suppress(OSError):
-                self._socket.sendto(data)
+            self._socket.sendto(data)
 
     def close(self) -> None:
         """Close at once."""
