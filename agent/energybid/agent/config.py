@@ -19,7 +19,8 @@ from energybid.core.cose import PrivateKey, PublicKey
 from energybid.core.errors import ConfigurationError
 from energybid.core.ports import BusPlan, Endpoint, MeterPlan, SerialEndpoint, TcpEndpoint, Will
 from energybid.core.settings import Duration, Settings, Size, parse_toml
-from energybid.drivers.profile import LoadedProfile, compile_profile, load_profile
+from energybid.drivers.planner import Cost, bus_cost
+from energybid.drivers.profile import Group, LoadedProfile, compile_profile, load_profile
 from energybid.sync.settings import UplinkModel
 from energybid.sync.topics import topics_for
 
@@ -90,13 +91,26 @@ class LogsModel(Settings):
     format: Literal["human", "json"] = "human"
 
 
+class GroupModel(Settings):
+    """``[[bus.meter.group]]``: quantities of a meter with an interval of their own.
+
+    The meter's own ``interval`` is for its other quantities. Groups that fall due at the same moment are read with
+    shared requests; each is a reading of its own.
+    """
+
+    interval: Duration = Field(ge=0, le=86400)
+    """Polls are aligned to multiples of it in UTC."""
+    quantities: list[str]
+    """Names of the profile's quantities; none of them stands in another group."""
+
+
 class MeterModel(Settings):
     """``[[bus.meter]]``: one meter."""
 
     name: Name
     """Unique on the gateway."""
     profile: str
-    """A profile's name (``energybid config profiles``) or the path of a TOML file."""
+    """A profile's name (``energybid profile list``) or the path of a TOML file."""
     unit: int = Field(ge=0, le=255)
     """Its Modbus address: 1 to 247 on a serial line."""
     interval: Duration = Field(60.0, ge=0, le=86400)
@@ -106,7 +120,8 @@ class MeterModel(Settings):
     retries: int = Field(2, ge=0, le=10)
     """Further tries after a lost or garbled reply."""
     quantities: list[str] | None = None
-    """Names of the profile's quantities to read; all where it is not given."""
+    """Names of the profile's quantities to read; where it is not given, all that are in no group."""
+    group: list[GroupModel] = Field(default_factory=list, max_length=4)
 
 
 class _BusModel(Settings):
@@ -192,12 +207,12 @@ class _Faults:
         self.source = source
         self.lines: list[str] = []
 
-    def attempt(self, key: str, make: Callable[[], T]) -> T | None:
-        """``make()``, or None and a line that names the key."""
+    def attempt(self, key: str, make: Callable[[], T], *, between: str = ": ") -> T | None:
+        """``make()``, or None and a line that names the key; ``between`` is "." where faults begin with a key in it."""
         try:
             return make()
         except ConfigurationError as error:
-            self.lines += [f"{self.source}: {key}: {line}" for line in error.faults]
+            self.lines += [f"{self.source}: {key}{between}{line}" for line in error.faults]
         except OSError as error:
             self.lines.append(f"{self.source}: {key}: {error.filename}: {error.strerror}")
         except ValueError as error:
@@ -281,7 +296,7 @@ class _Planner:
         )
 
     def _bus(self, number: int, bus: TcpBusModel | RtuBusModel) -> BusPlan:
-        meters = [self._meter(f"bus[{number}].meter[{m}]", meter) for m, meter in enumerate(bus.meter)]
+        meters = [self._meter(f"bus[{number}].meter[{m}]", meter, bus) for m, meter in enumerate(bus.meter)]
         return BusPlan(
             name=bus.name,
             kind=bus.kind,
@@ -291,7 +306,7 @@ class _Planner:
             lateness_s=bus.lateness,
         )
 
-    def _meter(self, key: str, meter: MeterModel) -> MeterPlan | None:
+    def _meter(self, key: str, meter: MeterModel, bus: TcpBusModel | RtuBusModel) -> MeterPlan | None:
         name = meter.profile
         if name.endswith(".toml"):
             name = str(self._base / name)
@@ -299,18 +314,34 @@ class _Planner:
         if loaded is None:
             return None
         self._digest.update(loaded.sha256)
-        return self._faults.attempt(f"{key}.quantities", lambda: meter_plan(meter, loaded))
+        cost = _cost(bus.kind, bus.endpoint(), loaded)
+        return self._faults.attempt(key, lambda: meter_plan(meter, loaded, cost), between=".")
 
 
-def meter_plan(meter: MeterModel, loaded: LoadedProfile) -> MeterPlan:
+def _cost(kind: str, endpoint: Endpoint, loaded: LoadedProfile) -> Cost:
+    return bus_cost(endpoint, is_ascii=kind == "modbus-ascii", reply_delay_s=loaded.profile.timing.reply_delay_s)
+
+
+def meter_plan(meter: MeterModel, loaded: LoadedProfile, cost: Cost | None = None) -> MeterPlan:
     """A meter ready to poll.
 
+    Args:
+        meter: As in the file.
+        loaded: Its profile.
+        cost: Of requests on its bus; None for a network.
+
     Raises:
-        ConfigurationError: A quantity that the profile does not have.
+        ConfigurationError: A quantity that the profile does not have, or that stands twice; too many.
     """
-    groups, compiled = compile_profile(loaded, interval_s=meter.interval, quantities=meter.quantities)
+    groups, compiled = compile_profile(
+        loaded,
+        interval_s=meter.interval,
+        quantities=meter.quantities,
+        groups=[Group(interval_s=group.interval, quantities=group.quantities) for group in meter.group],
+        cost=cost,
+    )
     if sum(len(group.quantities) for group in groups) > QUANTITIES_MAX:
-        raise ValueError(f"{meter.name} reads more than {QUANTITIES_MAX} quantities: choose with quantities = [...]")
+        raise ConfigurationError([f"quantities: a meter has {QUANTITIES_MAX} at most: choose some"])
     return MeterPlan(
         name=meter.name,
         unit=meter.unit,

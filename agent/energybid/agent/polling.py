@@ -1,9 +1,10 @@
 """Polling: when each poll group of each meter is due, and what a failure means for it.
 
-Polls are aligned to multiples of their interval in UTC. One scheduler per bus; a bus polls as many meters at once as
-its driver allows. A meter that does not answer is backed off alone: after ``DEAD_AFTER`` failures it gets single
-probes, later and later, one at a time and in the slack between the polls of the healthy ones. A bus without slack gives
-probes no more than one part in ``PROBE_SHARE`` of its time. So a dead meter costs its bus almost nothing.
+Polls are aligned to multiples of their interval in UTC; groups of a meter that are due at once are read at once. One
+scheduler per bus; a bus polls as many meters at once as its driver allows. A meter that does not answer is backed off
+alone: after ``DEAD_AFTER`` failures it gets single probes, later and later, one at a time and in the slack between the
+polls of the healthy ones. A bus without slack gives probes no more than one part in ``PROBE_SHARE`` of its time. So a
+dead meter costs its bus almost nothing.
 """
 
 import asyncio
@@ -86,7 +87,7 @@ class Meter:
     gap_reason: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Job:
     meter: Meter
     group: int
@@ -190,18 +191,20 @@ class BusPoller:
     async def _work(self) -> None:
         while True:
             async with self._idle:
-                job = await self._next()
+                jobs = self._with_others(await self._next())
             await self._recorder.room()
-            if job.probes:
-                await self._probe(job)
+            if jobs[0].probes:
+                await self._probe(jobs[0])
             else:
                 self._polling += 1
                 try:
-                    await self._poll(job)
+                    await self._poll(*jobs)
                 finally:
                     self._polling -= 1
-            self._schedule_next(job, self._platform.now_ns())
-            self._push(job)
+            now_ns = self._platform.now_ns()
+            for job in jobs:
+                self._schedule_next(job, now_ns)
+                self._push(job)
             self._recorder.cycle_done()
 
     def _push(self, job: _Job) -> None:
@@ -235,6 +238,17 @@ class BusPoller:
                 return job
             self._push(job)  # its meter died meanwhile
         return None
+
+    def _with_others(self, job: _Job) -> list[_Job]:
+        """The job, and with it the other groups of its meter that are due by now; in the order of the groups."""
+        if len(job.meter.plan.groups) == 1 or job.probes:
+            return [job]
+        now_ns = self._platform.now_ns()
+        others = [other for other in self._heap if other.meter is job.meter and other.due_ns <= now_ns]
+        if others:
+            self._heap = [left for left in self._heap if left not in others]
+            heapq.heapify(self._heap)
+        return sorted([job, *others], key=lambda job: job.group)
 
     def _may_probe(self, meter: Meter, now_ns: int) -> bool:
         """Whether a probe fits before the next poll, or the bus owes the dead meters some time."""
@@ -302,40 +316,49 @@ class BusPoller:
 
     # ------------------------------------------------------------ one poll
 
-    async def _poll(self, job: _Job) -> None:
-        meter = job.meter
-        job.turn = next(self._turns)
+    async def _poll(self, *jobs: _Job) -> None:
+        """Read one group of a meter, or several at once."""
+        meter, groups = jobs[0].meter, tuple(job.group for job in jobs)
+        for job in jobs:
+            job.turn = next(self._turns)
         try:
-            sample = await self.driver.poll(meter.plan, job.group, probe=meter.state is MeterState.DEAD)
+            if len(jobs) > 1:
+                samples = await self.driver.poll_together(meter.plan, groups)
+            else:
+                samples = [await self.driver.poll(meter.plan, groups[0], probe=meter.state is MeterState.DEAD)]
         except MeterError as error:
-            self._failed(meter, job.group, error)
+            self._failed(meter, groups, error)
             return
         if meter.failures:
-            self._recovered(meter, sample.time_ms)
+            self._recovered(meter, samples[0].time_ms)
         if self._down:
             self._is_back()
-        meter.state = MeterState.OK if sample.status is None else MeterState.PARTIAL
+        meter.state = MeterState.OK if all(sample.status is None for sample in samples) else MeterState.PARTIAL
+        for group, sample in zip(groups, samples, strict=True):
+            self._log(meter, group, sample)
+
+    def _log(self, meter: Meter, group: int, sample: Sample) -> None:
         meter.polls += 1
-        sample = meter.judges[job.group](sample)
-        meter.last[job.group] = sample
+        sample = meter.judges[group](sample)
+        meter.last[group] = sample
         if sample.mono_ms - meter.declared_ms >= DECLARE_EVERY_MS and not self._recorder.space.sealed:
             self._declare(meter, sample.mono_ms)
-        self._recorder.reading(meter.declaration, job.group, sample)
+        self._recorder.reading(meter.declaration, group, sample)
 
-    def _failed(self, meter: Meter, group: int, error: MeterError) -> None:
+    def _failed(self, meter: Meter, groups: tuple[int, ...], error: MeterError) -> None:
         if not meter.failures:
             meter.gap_from_ms = self._platform.now_ns() // 1_000_000
             meter.gap_reason = _REASONS.get(type(error), GapReason.NO_REPLY)
             logger.warning("%s: %s", meter.plan.name, error)
         meter.failures += 1
-        meter.failed_polls += 1
-        meter.missed += 1
+        meter.failed_polls += len(groups)
+        meter.missed += len(groups)
         meter.error = str(error)
         # A bus that is down says nothing about its meters, and trying costs nothing: the driver backs off by itself.
         self._down = isinstance(error, BusDownError)
         dead = not self._down and (meter.failures >= DEAD_AFTER or not meter.polls)
         if dead and meter.state is not MeterState.DEAD:
-            meter.prober = group
+            meter.prober = groups[0]
             meter.probe_ns = round(2 * meter.plan.timeout_s * NS)
         meter.state = MeterState.DEAD if dead else MeterState.FAILING
 

@@ -150,13 +150,28 @@ class Driver(Protocol):
     def concurrency(self) -> int:
         """How many ``poll`` may be under way at once."""
 
-    async def poll(self, meter: MeterPlan, group: int, *, probe: bool = False) -> Sample:
+    async def poll_together(self, meter: MeterPlan, groups: tuple[int, ...]) -> list[Sample]:
+        """Read several groups of one meter that fall due at once, with requests shared.
+
+        Args:
+            meter: One of the plan's meters.
+            groups: Two or more indexes into ``meter.groups``, in order.
+
+        Returns:
+            A sample for each group, all of the same time; one of which nothing was read has a status for every number.
+
+        Raises:
+            MeterError: As ``poll``, where nothing was read at all.
+        """
+
+    async def poll(self, meter: MeterPlan, group: int, *, probe: bool = False, slack_s: float = 0.0) -> Sample:
         """Read one group of one meter; a partial reading has statuses.
 
         Args:
             meter: One of the plan's meters.
             group: Index into ``meter.groups``.
             probe: The meter is thought dead: begin with one short try of as little as possible.
+            slack_s: How long the bus is not needed for anything else: a probe may take that long without harm.
 
         Raises:
             BusDownError: The bus can not be opened or was lost; fails at once while it backs off.

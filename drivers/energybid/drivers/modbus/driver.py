@@ -19,7 +19,7 @@ from energybid.drivers.modbus.rtu import RtuLink
 from energybid.drivers.modbus.rtu_tcp import RtuTcpLink
 from energybid.drivers.modbus.split import Part, Search, trial
 from energybid.drivers.modbus.udp import UdpLink
-from energybid.drivers.modbus.unit import REFUSED, SPLIT, Poll, Unit, heard, plain_sample
+from energybid.drivers.modbus.unit import REFUSED, SPLIT, Poll, Unit, heard, plain_sample, shared_out
 from energybid.drivers.target import ASCII, RTU, RTU_TCP, TCP, UDP
 
 if TYPE_CHECKING:
@@ -81,11 +81,20 @@ class ModbusDriver:
         self.concurrency = max(1, plan.in_flight) if plan.kind in MATCHED else SERIAL_CONCURRENCY
         """How many polls may be under way at once."""
 
-    async def poll(self, meter: MeterPlan, group: int, *, probe: bool = False) -> Sample:
+    async def poll(self, meter: MeterPlan, group: int, *, probe: bool = False, slack_s: float = 0.0) -> Sample:
         """Read one group of one meter; see ``Driver.poll``."""
+        return await self._read(self._units[meter.name], group, probe=probe)
+
+    async def poll_together(self, meter: MeterPlan, groups: tuple[int, ...]) -> list[Sample]:
+        """Read several groups with shared requests; see ``Driver.poll_together``."""
         unit = self._units[meter.name]
+        sample = await self._read(unit, unit.together[groups])
+        return shared_out(sample, (len(meter.groups[group].quantities) for group in groups))
+
+    async def _read(self, unit: Unit, group: int, *, probe: bool = False) -> Sample:
+        """Read a group, or one of ``Unit.together``."""
         if probe:
-            await self._probe(unit, group)
+            await self._probe(unit, group, slack_s)
         reading, patience = unit.readings[group], unit.patience
         exchange = await self._run(unit, reading.asked, patience.timeout_s)
         if reading.plain:
@@ -95,7 +104,7 @@ class ModbusDriver:
             else:
                 patience.answered(exchange.delay_s)
                 unit.turnaround.went_well()
-                return plain_sample(exchange)
+                return plain_sample(exchange, reading.order)
         return await self._make_the_best(unit, group, exchange)
 
     def learned(self, meter: MeterPlan) -> dict[str, Any]:
@@ -119,7 +128,7 @@ class ModbusDriver:
 
     # ------------------------------------------------------------ asking
 
-    async def _probe(self, unit: Unit, group: int) -> None:
+    async def _probe(self, unit: Unit, group: int, slack_s: float) -> None:
         """See whether a meter that is thought dead answers anything: its smallest request, once, without patience.
 
         Raises:
@@ -127,7 +136,7 @@ class ModbusDriver:
             GarbledError: Something came, but not its answer.
         """
         asked = unit.readings[group].smallest
-        exchange = await self._run(unit, [asked], unit.patience.probe_s())
+        exchange = await self._run(unit, [asked], unit.patience.probe_s(slack_s))
         outcome = exchange.outcomes[0]
         if not isinstance(outcome, bytes) and outcome not in REFUSED:
             raise self._error(unit, [(asked, outcome)])

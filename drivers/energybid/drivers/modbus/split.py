@@ -60,7 +60,7 @@ def cells_of(part: Part) -> list[Cell]:
 def part_of(function: int, cells: Sequence[Cell]) -> Part:
     """The smallest request that reads cells, which are in the order of their registers."""
     first = cells[0].first
-    fields = sorted((field for cell in cells for field in cell.fields), key=lambda field: field[0])
+    fields = sorted((field for cell in cells for field in cell.fields), key=lambda field: field[1])
     request = Request(
         function=function,
         first=first,

@@ -13,7 +13,7 @@ from energybid.drivers.modbus.decode import factor_data
 from energybid.drivers.modbus.exchange import Asked, Exchange, Outcome
 from energybid.drivers.modbus.learned import NEVER, Learned, Patience, Span, Turnaround
 from energybid.drivers.modbus.map import ModbusMap
-from energybid.drivers.modbus.split import Part, around, parts_of
+from energybid.drivers.modbus.split import Cell, Part, around, cells_of, part_of, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -30,9 +30,9 @@ SEARCH_AGAIN_S, SEARCH_RARELY_S = 3600.0, 86_400.0
 
 
 class Reading:
-    """What is asked for one poll group."""
+    """What is asked for one poll group, or for several at once."""
 
-    __slots__ = ("asked", "places", "plain", "smallest")
+    __slots__ = ("asked", "order", "places", "plain", "smallest")
 
     def __init__(self, unit: int, parts: Sequence[Part], *, plain: bool) -> None:
         """Encode the requests.
@@ -40,12 +40,21 @@ class Reading:
         Args:
             unit: Address of the meter.
             parts: The requests.
-            plain: They are all that the profile has: the values come in the group's order.
+            plain: They are all that the profile has.
         """
         self.asked = tuple(Asked(unit, part.request) for part in parts)
         self.places = tuple(part.places for part in parts)
         self.plain = plain
-        self.smallest = min(self.asked, key=lambda asked: asked.size)
+        least = min((cell for part in parts for cell in _values(part)), key=lambda value: value[1].end - value[1].first)
+        self.smallest = Asked(unit, part_of(least[0], [least[1]]).request)
+        """For a probe: a single value."""
+        places = [place for part in parts for place in part.places]
+        self.order = None if places == sorted(places) else sorted(range(len(places)), key=places.__getitem__)
+        """Where the groups' values stand among those of the requests, one after another; None: in their order."""
+
+
+def _values(part: Part) -> list[tuple[int, Cell]]:
+    return [(part.request.function, cell) for cell in cells_of(part)]
 
 
 class Unit:
@@ -64,6 +73,12 @@ class Unit:
         self.turnaround = Turnaround(meter.map.turnaround_s)
         self.learned = Learned(patience, self.turnaround)
         self.compiled = [parts_of(requests) for requests in meter.map.groups]
+        """The requests of each poll group, and behind them those of groups that are read at once."""
+        self.together: dict[tuple[int, ...], int] = {}
+        """Groups that are read at once → where their requests stand in ``compiled``."""
+        for several in meter.map.together:
+            self.together[several.groups] = len(self.compiled)
+            self.compiled.append([Part(*pair) for pair in zip(several.requests, several.places, strict=True)])
         self._pinned = tuple(Span(*span) for span in meter.map.unreadable)
         self.search_at = [-NEVER] * len(self.compiled)
         """Loop time from which on a refusal is looked into, by group."""
@@ -161,8 +176,13 @@ class Poll:
         return found
 
 
-def plain_sample(exchange: Exchange) -> Sample:
-    """The sample of a poll in which every request was answered, as most are."""
+def plain_sample(exchange: Exchange, order: Sequence[int] | None = None) -> Sample:
+    """The sample of a poll in which every request was answered, as most are.
+
+    Args:
+        exchange: With replies only.
+        order: As in ``Reading``.
+    """
     values: list[int | None] = []
     status: list[int] | None = None
     factors: dict[str, bytes | int] | None = None
@@ -177,7 +197,21 @@ def plain_sample(exchange: Exchange) -> Sample:
         values += numbers
         if status is not None:
             status += states or (0,) * len(numbers)
+    if order:
+        values = [values[at] for at in order]
+        status = status and [status[at] for at in order]
     return sampled(exchange, values, status)
+
+
+def shared_out(sample: Sample, sizes: Iterable[int]) -> list[Sample]:
+    """One sample for each of several groups of so many values that were read at once."""
+    samples, at = [], 0
+    for size in sizes:
+        status = sample.status and sample.status[at : at + size]
+        values = sample.values[at : at + size]
+        samples.append(sample._replace(values=values, status=status if status and any(status) else None))
+        at += size
+    return samples
 
 
 def _factors_of(exchange: Exchange) -> dict[str, bytes | int]:
