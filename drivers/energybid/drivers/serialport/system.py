@@ -21,7 +21,7 @@ from energybid.core.errors import BusDownError
 from energybid.core.ports import SerialEndpoint
 from energybid.drivers.serialport.find import Finder
 from energybid.drivers.serialport.holders import holders, in_use
-from energybid.drivers.serialport.settings import claim, is_pty, prefer_low_latency, switch_direction
+from energybid.drivers.serialport.settings import PTY_MAJORS, claim, is_pty, prefer_low_latency, switch_direction
 
 READ_SIZE = 4096
 WRITE_BUFFER_MAX = 65_536
@@ -61,7 +61,7 @@ def _opened(path: str, endpoint: SerialEndpoint) -> serial.Serial:
             path,
             endpoint.baudrate,
             bytesize=endpoint.data_bits,
-            parity=endpoint.parity,
+            parity=_parity(path, endpoint),
             stopbits=endpoint.stop_bits,
             timeout=0,
             exclusive=True,
@@ -74,6 +74,11 @@ def _opened(path: str, endpoint: SerialEndpoint) -> serial.Serial:
         port.close()
         raise BusDownError(f"can not use {error}") from None
     return port
+
+
+def _parity(path: str, endpoint: SerialEndpoint) -> str:
+    """A pseudo-terminal has no parity bit: asked for one alone, the C library fails (tcsetattr(3), EINVAL)."""
+    return "N" if os.major(Path(path).stat().st_rdev) in PTY_MAJORS else endpoint.parity
 
 
 def _set_up(fd: int, path: str, endpoint: SerialEndpoint) -> None:
