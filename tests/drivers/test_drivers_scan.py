@@ -277,6 +277,27 @@ def test_a_bus_that_can_not_be_opened_keeps_what_was_found() -> None:
     run(main)
 
 
+def test_a_rate_that_the_port_does_not_have_is_passed_over_and_a_port_that_is_gone_is_not() -> None:
+    rig = bench(meter(2), baudrate=19_200, parity="E")
+
+    async def choosy(endpoint: Any, protocol: Any) -> asyncio.Transport:
+        if endpoint.baudrate in bad:
+            raise BusDownError("invalid argument")
+        return await rig.open(endpoint, protocol)
+
+    def search(state: State) -> None:
+        what = Search(settings=line([9600, 19_200], ["E"]), units=range(1, 5), profiles=profiles())
+        run(lambda: Scanner(choosy, what, state, Notes()).run())
+
+    bad = {9600}
+    state = State()
+    search(state)
+    assert (units(state), state.given_up) == ([2], {"9600 8E1"})
+    bad = {9600, 19_200}
+    with pytest.raises(BusDownError):
+        search(State())
+
+
 # ---------------------------------------------------------------- state and units
 
 

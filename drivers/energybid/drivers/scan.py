@@ -14,6 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from energybid.core.errors import BusDownError
 from energybid.drivers.identify import Examiner, Identity, identify
 from energybid.drivers.modbus import objects
 from energybid.drivers.modbus.exchange import READ_OVERHEAD
@@ -121,7 +122,7 @@ class State:
     noise: Counter[str] = field(default_factory=Counter)
     """Setting → bytes that belong to no frame."""
     given_up: set[str] = field(default_factory=set)
-    """Settings at which something else speaks."""
+    """Settings at which something else speaks, or that the port does not have."""
     complete: bool = False
 
     def at(self, setting: Setting) -> list[Found]:
@@ -170,6 +171,9 @@ class Scanner:
         self._prober: Prober | None = None
         self._at: Setting | None = None
         self._slowest_s = 0.0
+        self._refused = False
+        self._opened: Setting | None = None
+        """Where the last request was sent."""
         self._done_s = 0.0
 
     async def run(self) -> None:
@@ -227,7 +231,9 @@ class Scanner:
                 break
             if unit in asked or self._knows(setting, unit):
                 continue
-            heard = await self._call(setting, call, unit)
+            heard = await self._try(setting, call, unit)
+            if heard is None:
+                break
             asked.add(unit)
             garbled = garbled + 1 if heard.noise and heard.pdu is None else 0
             if garbled >= GARBLED_MAX and not state.at(setting):
@@ -238,12 +244,26 @@ class Scanner:
         absent = unit in self._state.absent.get(setting.label, ())
         return absent or any(found.unit == unit for found in self._state.at(setting))
 
+    async def _try(self, setting: Setting, call: Pass, unit: int) -> Heard | None:
+        """Call a unit; None where the port refuses the setting but has taken others."""
+        try:
+            heard = await self._call(setting, call, unit)
+        except BusDownError:
+            if self._opened == setting or self._refused or len(self._search.settings) == 1:
+                raise
+            self._refused = True  # twice in a row: the port is gone
+            self._state.given_up.add(setting.label)
+            return None
+        self._refused = False
+        return heard
+
     async def _call(self, setting: Setting, call: Pass, unit: int) -> Heard:
         prober = await self._tuned(setting)
         wait_s = self._wait_s(setting, call)
         left_s = self._left_s(setting)
         self._watcher.progress(setting.label, unit, self._done_s / (self._done_s + left_s), left_s)
         heard = await prober.ask(unit, call.pdu, wait_s, reply=READ_OVERHEAD + 2 * PAGE)
+        self._opened = setting
         self._done_s += self._cost_s(setting, call)
         self._note(setting, unit, heard)
         return heard
