@@ -66,7 +66,7 @@ class ScriptedDriver:
         self.closed = False
         self._clock, self._answer, self._takes_s = clock, answer, takes_s
 
-    async def poll(self, meter: MeterPlan, group: int, *, probe: bool = False) -> Sample:
+    async def poll(self, meter: MeterPlan, group: int, *, probe: bool = False, slack_s: float = 0.0) -> Sample:
         loop = asyncio.get_running_loop()
         self.calls.append((loop.time(), meter.name))
         await asyncio.sleep(self._takes_s)

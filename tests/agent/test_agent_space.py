@@ -109,7 +109,7 @@ class NoisyDriver:
         self.polls = 0
         self.energy = 0
 
-    async def poll(self, meter, group, *, probe=False):
+    async def poll(self, meter, group, *, probe=False, slack_s=0.0):
         await asyncio.sleep(0.05)
         self.polls += 1
         self.energy += self.rng.getrandbits(40)

@@ -254,8 +254,13 @@ class BusPoller:
         """Whether a probe fits before the next poll, or the bus owes the dead meters some time."""
         if self._probing:
             return False
-        slack = not self._polling and (not self._heap or self._heap[0].due_ns >= now_ns + meter.probe_ns)
-        return slack or now_ns >= self._probe_at_ns
+        return self._slack_ns(now_ns) >= meter.probe_ns or now_ns >= self._probe_at_ns
+
+    def _slack_ns(self, now_ns: int) -> int:
+        """How long nobody needs the bus but dead meters."""
+        if self._polling:
+            return 0
+        return self._heap[0].due_ns - now_ns if self._heap else round(BACKOFF_MAX_S * NS)
 
     def _wait_s(self, now_ns: int) -> float:
         """Until something comes due, or a probe is owed its time."""
@@ -305,7 +310,7 @@ class BusPoller:
         """Poll a dead meter; the longest that took is what a probe needs."""
         began_ns = self._platform.now_ns()
         try:
-            await self._poll(job)
+            await self._poll(job, slack_s=max(0, self._slack_ns(began_ns)) / NS)
         finally:
             self._probing = False
             now_ns = self._platform.now_ns()
@@ -316,7 +321,7 @@ class BusPoller:
 
     # ------------------------------------------------------------ one poll
 
-    async def _poll(self, *jobs: _Job) -> None:
+    async def _poll(self, *jobs: _Job, slack_s: float = 0.0) -> None:
         """Read one group of a meter, or several at once."""
         meter, groups = jobs[0].meter, tuple(job.group for job in jobs)
         for job in jobs:
@@ -325,7 +330,8 @@ class BusPoller:
             if len(jobs) > 1:
                 samples = await self.driver.poll_together(meter.plan, groups)
             else:
-                samples = [await self.driver.poll(meter.plan, groups[0], probe=meter.state is MeterState.DEAD)]
+                probe = meter.state is MeterState.DEAD
+                samples = [await self.driver.poll(meter.plan, groups[0], probe=probe, slack_s=slack_s)]
         except MeterError as error:
             self._failed(meter, groups, error)
             return

@@ -83,7 +83,10 @@ class ModbusDriver:
 
     async def poll(self, meter: MeterPlan, group: int, *, probe: bool = False, slack_s: float = 0.0) -> Sample:
         """Read one group of one meter; see ``Driver.poll``."""
-        return await self._read(self._units[meter.name], group, probe=probe)
+        unit = self._units[meter.name]
+        if probe:
+            await self._probe(unit, group, slack_s)
+        return await self._read(unit, group)
 
     async def poll_together(self, meter: MeterPlan, groups: tuple[int, ...]) -> list[Sample]:
         """Read several groups with shared requests; see ``Driver.poll_together``."""
@@ -91,10 +94,8 @@ class ModbusDriver:
         sample = await self._read(unit, unit.together[groups])
         return shared_out(sample, (len(meter.groups[group].quantities) for group in groups))
 
-    async def _read(self, unit: Unit, group: int, *, probe: bool = False) -> Sample:
+    async def _read(self, unit: Unit, group: int) -> Sample:
         """Read a group, or one of ``Unit.together``."""
-        if probe:
-            await self._probe(unit, group, slack_s)
         reading, patience = unit.readings[group], unit.patience
         exchange = await self._run(unit, reading.asked, patience.timeout_s)
         if reading.plain:

@@ -87,8 +87,10 @@ class Patience:
 
     LOOK_EVERY = 32
     """Replies after which the time-out is computed anew."""
-    PATIENT_PROBE = 4
-    """One in so many probes of a meter whose delays are not known waits as long as is configured."""
+    PATIENT_PROBE = 12
+    """On a bus without slack, one in so many probes of a meter whose delays are not known waits as long as is
+    configured: once an hour, when it is probed every five minutes."""
+    SLACK = 1.5
 
     def __init__(self, ceiling_s: float, floor_s: float) -> None:
         """Wait ``ceiling_s`` at first; a floor that is not below it says that nothing is to be learned."""
@@ -104,8 +106,14 @@ class Patience:
         """For the next request."""
         return self.ceiling_s if self._doubt else self._learned_s
 
-    def probe_s(self) -> float:
-        """For a probe of a meter that is thought dead; count it."""
+    def probe_s(self, slack_s: float) -> float:
+        """For a probe of a meter that is thought dead.
+
+        Args:
+            slack_s: How long nothing else needs the bus.
+        """
+        if slack_s >= self.SLACK * self.ceiling_s:
+            return self.ceiling_s
         self._probes += 1
         if self.delays.total >= SAMPLES_MIN:
             return self._learned_s

@@ -142,5 +142,3 @@ class ModbusMap:
     """Rest that the meter needs before a request, beyond the silence of the standard."""
     together: tuple[Together, ...] = ()
     """Every two or more of the groups."""
-    unreadable: tuple[tuple[int, int, int], ...] = ()
-    """(function, first, count) of registers that no request may touch."""

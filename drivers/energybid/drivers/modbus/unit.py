@@ -79,7 +79,6 @@ class Unit:
         for several in meter.map.together:
             self.together[several.groups] = len(self.compiled)
             self.compiled.append([Part(*pair) for pair in zip(several.requests, several.places, strict=True)])
-        self._pinned = tuple(Span(*span) for span in meter.map.unreadable)
         self.search_at = [-NEVER] * len(self.compiled)
         """Loop time from which on a refusal is looked into, by group."""
         self._fruitless = [0] * len(self.compiled)
@@ -89,8 +88,8 @@ class Unit:
         self._plan_requests()
 
     def _plan_requests(self) -> None:
-        spans = (*self._pinned, *self.learned.refused)
-        self.retry_at = min((refusal.retry_at for refusal in self.learned.refused.values()), default=NEVER)
+        spans = self.learned.refused
+        self.retry_at = min((refusal.retry_at for refusal in spans.values()), default=NEVER)
         readings = []
         for parts in self.compiled:
             # A group that is refused as a whole is asked for as a whole: the answer says so each time.

@@ -1,0 +1,99 @@
+"""How a serial line's time is used, in virtual time, exact to the character."""
+
+import asyncio
+from collections import defaultdict
+from itertools import pairwise
+from statistics import mean
+
+import pytest
+from energybid.agent.polling import BusPoller
+from energybid.core.ports import SerialEndpoint
+from energybid.drivers.modbus.driver import open_driver
+from energybid.simulator.virtual import VirtualClock, run
+from gateways import recording, virtual_platform
+from lines import Line, line_plan, profile, words
+
+
+def polled(path, line, plan, seconds, *, during=None):
+    """Poll a line with the agent's poller for some virtual time; returns the poller and its driver."""
+
+    async def main():
+        clock = VirtualClock()
+        platform = virtual_platform(clock, open_bus=line.open_bus)
+        async with recording(platform, path) as recorder:
+            driver = open_driver(platform, plan)
+            poller = BusPoller(platform, recorder, driver, plan)
+            poller.declare()
+            task = asyncio.create_task(poller.run())
+            if during:
+                await during(poller)
+            await asyncio.sleep(seconds)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        return poller, driver
+
+    return run(main)
+
+
+def intervals(line, *, since_s):
+    """Unit → times between its polls: between requests for the same registers."""
+    asked = defaultdict(list)
+    for frame, at in zip(line.requests, line.asked_at, strict=True):
+        if at >= since_s:
+            asked[frame.unit, frame.pdu].append(at)
+    found = defaultdict(list)
+    for (unit, pdu), times in asked.items():
+        if pdu[1:3] == b"\0\0":
+            found[unit] += [b - a for a, b in pairwise(times)]
+    return found
+
+
+def use_of(line):
+    """Part of the time that frames, the meters' delays and the silence of the standard take."""
+    took_s = line.asked_at[-1] - line.asked_at[0]
+    needed_s = line.frames_s / line.exchanges + line.silence_s
+    return needed_s * (len(line.asked_at) - 1) / took_s
+
+
+@pytest.mark.parametrize("baudrate", [9600, 19_200, 115_200])
+@pytest.mark.parametrize("meters", [2, 32])
+def test_the_line_is_used_to_95_percent(tmp_path, baudrate, meters, capsys):
+    endpoint = SerialEndpoint(device="/dev/ttyUSB0", baudrate=baudrate)
+    line = Line(endpoint, delay_s=0.02)
+    polled(tmp_path / "j", line, line_plan(endpoint, range(1, meters + 1), profile(40, registers=80)), 30)
+    with capsys.disabled():
+        print(f"\n{baudrate} baud, {meters} meters: {use_of(line):.4f}, {len(line.asked_at) / 29:.1f}/s")
+    assert use_of(line) >= 0.95
+    assert line.collisions == 0
+
+
+def healthy_intervals(path, dead, *, interval_s=0.0, seconds=600.0):
+    """Intervals of the first 27 of 32 meters at 9,600 baud, of which some are dead, once it is known which."""
+    endpoint = SerialEndpoint(device="/dev/ttyUSB0", baudrate=9600)
+    line = Line(endpoint, lambda unit, pdu: b"" if unit in dead else words(unit, pdu))
+    units = range(1, 33) if dead is not ABSENT else range(1, 28)
+    plan = line_plan(endpoint, units, profile(40), interval_s=interval_s)
+    poller, _ = polled(path, line, plan, seconds + 60)
+    assert line.collisions == 0
+    found = intervals(line, since_s=60)
+    return poller, line, [found[unit] for unit in range(1, 28)]
+
+
+ABSENT = frozenset()
+"""The dead meters are not there at all."""
+
+
+@pytest.mark.parametrize("interval_s", [0.0, 10.0])
+def test_five_dead_meters_of_32_change_the_interval_of_the_others_by_less_than_5_percent(tmp_path, interval_s, capsys):
+    _, _, alone = healthy_intervals(tmp_path / "a", ABSENT, interval_s=interval_s)
+    poller, line, found = healthy_intervals(tmp_path / "b", {28, 29, 30, 31, 32}, interval_s=interval_s)
+    wanted_s = mean(mean(times) for times in alone)
+    change = [mean(times) / wanted_s - 1 for times in found]
+    worst = max(abs(time_s / wanted_s - 1) for times in found for time_s in times)
+    probes = sum(frame.unit > 27 for frame in line.requests)
+    with capsys.disabled():
+        print(f"\n{wanted_s:.3f} s: mean {max(change):.2%}, worst {worst:.2%}, {probes} probes")
+    assert all(abs(part) < 0.05 for part in change)
+    assert worst < 0.05
+    assert probes > 5 * 4
+    assert [meter.state.value for meter in poller.meters[27:]] == ["dead"] * 5
