@@ -234,6 +234,26 @@ def test_too_many_quarantines_stop_the_agent(tmp_path):
         reopen(path)
 
 
+def test_quarantines_are_numbered_on_from_the_newest(tmp_path):
+    path, disk = tmp_path / "j", RealDisk()
+
+    def damaged(text):
+        path.write_bytes(text)
+        return Path(quarantine.set_aside(disk, str(path))).name
+
+    assert [damaged(b"x") for _ in range(QUARANTINES_MAX)] == [f"j.quarantine-{n}" for n in range(1, 9)]
+    for n in range(1, 8):
+        Path(f"{path}.quarantine-{n}").unlink()
+    assert damaged(b"newest") == "j.quarantine-9"
+    assert Path(quarantines(disk, str(path))[-1]).read_bytes() == b"newest"
+    Path(f"{path}.quarantine-9").rename(f"{path}.quarantine-99")
+    with pytest.raises(JournalError, match="move the quarantined files away"):
+        damaged(b"x")
+    for kept in quarantines(disk, str(path)):
+        Path(kept).unlink()
+    assert damaged(b"x") == "j.quarantine-1"
+
+
 def test_a_quarantine_that_a_power_cut_interrupted_is_completed(tmp_path):
     path, disk = tmp_path / "j", RealDisk()
     write(path)

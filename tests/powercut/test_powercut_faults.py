@@ -7,13 +7,17 @@ from random import Random
 
 import apsw
 import pytest
+from energybid.agent import opening
+from energybid.agent.system import RealDisk
 from energybid.agent.verify import verify_journal
 from energybid.core.errors import JournalError, JournalStalledError
+from energybid.simulator.virtual import VirtualClock, run
 from energybid.sync.system import open_database
+from gateways import virtual_platform
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from powercut_faults import FAULTS, FULL, READ_ONLY, SYNC, FaultyDisk
-from powercut_history import HEADEND, KEY, Life, reading, rows
+from powercut_faults import FAULTS, FULL, READ, READ_ONLY, SYNC, FaultyDisk
+from powercut_history import HEADEND, KEY, ORIGIN, Life, reading, rows
 from powercut_judge import memory
 
 DEADLINE_S = 30
@@ -132,6 +136,48 @@ def test_opening_on_a_failing_disk_says_so_and_harms_nothing(point):
         assert (rows(life.journal), life.journal.head.counter) == (stored, head.counter)
         life.commit()
         assert verified(life)
+
+
+def reads_failing(disk, path, number):
+    """What comes of an opening in which one read fails: what the agent's own code raises, and the times it looked."""
+    looked = []
+
+    def looking(path):
+        looked.append(path)
+        return open_database(path)
+
+    async def main():
+        platform = virtual_platform(VirtualClock(), disk=RealDisk(), open_database=looking)
+        disk.fail(READ, after=number, length=1)
+        settings = {"commit_interval_s": 1, "keep_s": 1, "headend_key": HEADEND.public}
+        recorder = await opening.open_recorder(platform, path, ORIGIN, KEY, **settings)
+        disk.mend()
+        await recorder.close()
+
+    try:
+        run(main)
+    except JournalError as error:  # the service manager starts the agent again
+        return error, len(looked)
+    return None, len(looked)
+
+
+def test_an_intact_journal_is_kept_whichever_read_fails_once():
+    with living(3) as (life, disk):
+        for _ in range(20):
+            life.commit()
+        stored = rows(life.journal)
+        life.journal.close()
+        twice = hits = 0
+        for number in range(100):
+            error, looked = reads_failing(disk, life.path, number)
+            hits += disk.hits
+            twice += error is None and looked == 2
+            disk.mend()
+            assert RealDisk().size(f"{life.path}.quarantine-1") is None
+        assert twice, "some of them look like damage"
+        assert hits > 20
+        life.open()
+        assert rows(life.journal) == stored
 
 
 @many

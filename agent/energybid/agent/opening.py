@@ -1,8 +1,13 @@
 """Opening the journal: what the agent does before it signs anything.
 
-A damaged journal is quarantined and replaced, by itself: reading must go on. A journal that a receipt has contradicted
+A damaged journal is quarantined and replaced, by itself: reading must go on. But only if it looks damaged twice: a read
+that fails once is no damage. A journal that a receipt has contradicted
 is not: whoever restored or copied it must say so (``energybid journal new-epoch``). A full disk gets its ballast back.
 """
+
+import asyncio
+import logging
+from functools import partial
 
 from energybid.agent import quarantine
 from energybid.agent.budget import DEFAULT, Budget
@@ -14,14 +19,29 @@ from energybid.core.errors import JournalDamagedError, JournalStalledError, Roll
 from energybid.core.ports import Platform
 from energybid.core.salt import SECRET_SIZE
 
+logger = logging.getLogger("energybid.agent")
+
+LOOK_AGAIN_S = 1.0
+"""So long after it was found damaged, a journal is looked at again."""
 KEEP_LEAST_S = 86400.0
 RENAMED = "renamed"
 
 
-def open_journal(platform: Platform, path: str, origin: str, budget: int, headend_key: PublicKey | None) -> Journal:
+def open_journal(
+    platform: Platform, path: str, origin: str, budget: int, headend_key: PublicKey | None, *, replace: bool
+) -> Journal:
     """Open or make the journal, check it, begin an epoch where there is none; blocks, call it through ``offload``.
 
+    Args:
+        platform: Disk, clock and entropy.
+        path: The journal.
+        origin: ``tenant/gateway``.
+        budget: Bytes.
+        headend_key: For the stored receipt; None where there is no head-end.
+        replace: A damaged journal is set aside and replaced.
+
     Raises:
+        JournalDamagedError: It is damaged, and not to be replaced.
         RollbackError: A receipt contradicts it; an operator has to decide.
         JournalError: It can not be used.
     """
@@ -29,12 +49,14 @@ def open_journal(platform: Platform, path: str, origin: str, budget: int, headen
         if platform.disk:
             quarantine.complete(platform.disk, path)
             quarantine.resume(platform, path, origin, headend_key)
-        return _open_or_replace(platform, path, origin, budget, headend_key)
+        return _open_or_replace(platform, path, origin, budget, headend_key, replace=replace)
     except OSError as error:
         raise JournalStalledError(f"{path}: {error}") from error
 
 
-def _open_or_replace(platform: Platform, path: str, origin: str, budget: int, headend_key: PublicKey | None) -> Journal:
+def _open_or_replace(
+    platform: Platform, path: str, origin: str, budget: int, headend_key: PublicKey | None, *, replace: bool
+) -> Journal:
     try:
         return _open(platform, path, origin, budget)
     except JournalStalledError:
@@ -43,6 +65,8 @@ def _open_or_replace(platform: Platform, path: str, origin: str, budget: int, he
         platform.disk.reserve(f"{path}.ballast", 0)
         return _open(platform, path, origin, budget)
     except JournalDamagedError as error:
+        if not replace:
+            raise
         quarantine.replace(platform, path, origin, error, headend_key)
         return _open(platform, path, origin, budget)
 
@@ -98,6 +122,12 @@ async def open_recorder(  # noqa: PLR0913  each a setting of its own
         RollbackError: A receipt contradicts the journal.
         JournalError: It can not be used.
     """
-    journal = await platform.offload(open_journal, platform, path, origin, budget, headend_key)
+    opening = partial(open_journal, platform, path, origin, budget, headend_key)
+    try:
+        journal = await platform.offload(partial(opening, replace=False))
+    except JournalDamagedError as error:
+        logger.error("%s; looking again", error)  # noqa: TRY400  no bug
+        await asyncio.sleep(LOOK_AGAIN_S)
+        journal = await platform.offload(partial(opening, replace=True))
     limits = Limits(budget, keep_s, min(keep_least_s, keep_s))
     return Recorder(platform, journal, signer, commit_interval_s=commit_interval_s, limits=limits)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import importlib
 import logging
+import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from energybid.core.ports import BusPlan, Driver, Platform
 
 logger = logging.getLogger("energybid.agent")
+
+DOUBT_S = 3600.0
+"""A journal in which the running agent finds damage is opened and checked anew, and kept if that finds none; found
+damaged again within this time, it is set aside all the same: the check at the opening does not see all of it."""
 
 FLUSH_S = 2.0
 """At a stop, how long the last batch may wait for its receipt (the stop is over within 5 s)."""
@@ -78,6 +83,7 @@ class Agent:
             RollbackError: The head-end holds another log.
         """
         recorder = self._recorder
+        self.lost = lost
         try:
             counters = await self._platform.offload(last_counters, recorder.journal, recorder.epoch)
             await self._memory.recall()
@@ -88,6 +94,7 @@ class Agent:
             if lost:
                 recorder.append(lost)
             await recorder.commit()
+            self.lost = None
             async with asyncio.TaskGroup() as tasks:
                 polls = [tasks.create_task(poller.run()) for poller in self._pollers]
                 others = [tasks.create_task(recorder.run()), tasks.create_task(self._watchdog())]
@@ -104,14 +111,14 @@ class Agent:
                 await self._memory.close()
                 await _cancel(others)
         except JournalDamagedError:
-            self.lost = recorder.discard()
+            self.lost = together(self.lost, recorder.discard())
             raise
         except BaseExceptionGroup as group:
             error = weightiest(group)
             if isinstance(error, RollbackError):
                 recorder.abandon()
             elif isinstance(error, JournalDamagedError):
-                self.lost = recorder.discard()
+                self.lost = together(self.lost, recorder.discard())
             raise error from group
         finally:
             await recorder.close()
@@ -138,6 +145,14 @@ class Agent:
         await write_status(self._plan.status.interval_s, status, lambda data: system.replace_file(path, data))
 
 
+def together(one: Gap | None, other: Gap | None) -> Gap | None:
+    """Two gaps of all meters as one."""
+    if one is None or other is None:
+        return one or other
+    begin, end = min(one.from_ms, other.from_ms), max(one.to_ms, other.to_ms)
+    return one._replace(from_ms=begin, to_ms=end, missed=one.missed + other.missed)
+
+
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
@@ -147,6 +162,7 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 async def run_agent(platform: Platform, plan: AgentPlan, stop: asyncio.Event) -> None:
     """Open the journal and run the agent until ``stop``; where the journal is damaged, quarantine it and begin anew."""
     lost: Gap | None = None
+    doubted_s = -math.inf
     while True:
         recorder = await _open(platform, plan)
         logger.info(
@@ -161,6 +177,11 @@ async def run_agent(platform: Platform, plan: AgentPlan, stop: asyncio.Event) ->
             await agent.run(stop, lost)
         except JournalDamagedError as error:
             lost = agent.lost
+            now_s = asyncio.get_running_loop().time()
+            doubted_s, before_s = now_s, doubted_s
+            if now_s - before_s > DOUBT_S:
+                logger.error("%s; looking again", error)  # noqa: TRY400  no bug
+                continue
             key = PublicKey.from_pem(plan.headend_key) if plan.headend_key else None
             await platform.offload(quarantine.replace, platform, plan.journal.path, plan.origin, error, key)
         else:

@@ -31,6 +31,8 @@ logger = logging.getLogger("energybid.agent")
 
 QUARANTINES_MAX = 8
 """So many damaged journals are kept; then the agent stops and asks for a new card."""
+NUMBERS_MAX = 99
+"""They are numbered on from the newest that is there, up to this."""
 SEGMENTS_AT_ONCE = 256
 DAMAGED = "damaged"
 UNDER_WAY = ".replacing"
@@ -41,7 +43,7 @@ SALVAGED = ".salvaged"
 
 def quarantines(disk: "Disk", path: str) -> list[str]:
     """Paths of the quarantined journals, oldest first."""
-    names = (f"{path}.quarantine-{n}" for n in range(1, QUARANTINES_MAX + 1))
+    names = (f"{path}.quarantine-{n}" for n in range(1, NUMBERS_MAX + 1))
     return [name for name in names if disk.size(name) is not None]
 
 
@@ -62,14 +64,13 @@ def set_aside(disk: "Disk", path: str) -> str:
         JournalError: Too many are there already.
     """
     kept = quarantines(disk, path)
-    if len(kept) == QUARANTINES_MAX:
+    number = int(kept[-1].rpartition("-")[2]) + 1 if kept else 1
+    if len(kept) >= QUARANTINES_MAX or number > NUMBERS_MAX:
         raise JournalError(
             f"{path} is damaged, and so were {len(kept)} before it ({kept[0]} ...): replace the disk,"
             " and move the quarantined files away"
         )
-    taken = {int(name.rpartition("-")[2]) for name in kept}
-    target = f"{path}.quarantine-{max(taken, default=0) % QUARANTINES_MAX + 1}"
-    target = target if target not in kept else f"{path}.quarantine-{min(set(range(1, QUARANTINES_MAX + 1)) - taken)}"
+    target = f"{path}.quarantine-{number}"
     disk.rename(path, target)
     if disk.size(f"{path}-wal") is not None:
         disk.rename(f"{path}-wal", f"{target}-wal")

@@ -160,7 +160,7 @@ class Uploader:
                 async with self._platform.connect_uplink(self._plan.settings) as uplink:
                     wait_s = RECONNECT_MIN_S
                     await self._connection(uplink)
-            except UplinkDownError as error:
+            except (UplinkDownError, JournalStalledError) as error:  # a disk that can not be read now is waited for too
                 if str(error) != self.error:
                     logger.warning("uplink: %s; trying again", error)
                 self.error = str(error)
