@@ -116,7 +116,7 @@ meter = []
         "name: String should match pattern",
         "port: Input should be less than or equal to 65535",
         "unit: Input should be less than or equal to 247",
-        "no profile 'no-such-meter'; there are abb-b23",
+        "no profile 'no-such-meter'; there are abb-",
         'reply_delay: write a number and a unit (ms, s, min, h, d) in quotes, such as "5 s"',
         "faults.smoke: no such key",
         "meter[1].faults: the rates together are above 1",
