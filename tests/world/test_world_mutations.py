@@ -121,13 +121,13 @@ def test_lost_an_entry_that_the_headend_stores_otherwise(monkeypatch):
 
 
 def test_value_a_wrong_number(monkeypatch):
-    sample = driver._sample
+    sample = driver.plain_sample
 
     def wrong(*parts):
         right = sample(*parts)
         return right._replace(values=(1, *right.values[1:]))
 
-    monkeypatch.setattr(driver, "_sample", wrong)
+    monkeypatch.setattr(driver, "plain_sample", wrong)
     assert "value" in violated(0.01, scenario())
 
 

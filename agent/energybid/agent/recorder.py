@@ -244,12 +244,16 @@ class Recorder:
         self._under_way = None
         self._sealed.popleft()
         self._waiting -= sum(map(weight, commit.entries))
-        if self.stalled:
-            logger.warning("the disk takes commits again")
-            self.stalled, self._retry_s = "", RETRY_MIN_S
+        self._accepted()
         for listener in self.on_commit:
             listener()
         return True
+
+    def _accepted(self) -> None:
+        """The disk did what it was asked for."""
+        if self.stalled:
+            logger.warning("the disk takes commits again")
+            self.stalled, self._retry_s = "", RETRY_MIN_S
 
     async def _refused(self, error: JournalStalledError) -> bool:
         """The disk refuses a commit; True when giving up the ballast may have helped."""
@@ -336,15 +340,18 @@ class Recorder:
         """Measure when it is time; append the gaps that are due."""
         now_s = asyncio.get_running_loop().time()
         space = self.space
-        if not self.stalled and space.due(now_s):
+        waits = bool(self.stalled) and bool(self._sealed or self._pending)  # the next commit tells how the disk is
+        if not waits and space.due(now_s):
             try:
                 if self._sparing and self._acknowledge:  # no commit may carry it, and what it covers may go
-                    mark, self._acknowledge = self._acknowledge, None
+                    mark = self._acknowledge
                     await self._platform.offload(self.journal.acknowledge, mark)
+                    self._acknowledge = self._acknowledge if self._acknowledge is not mark else None
                 before = await self._platform.offload(space.measure, now_s, self._platform.now_ns() // 1_000_000)
             except JournalStalledError as error:
                 await self._refused(error)
                 return
+            self._accepted()
             if before is not None:
                 level = logging.INFO if {before, space.budget.stage} <= {Stage.ALL, Stage.PRUNING} else logging.WARNING
                 logger.log(

@@ -9,7 +9,9 @@ its files and keeps the index itself.
 import errno
 import itertools
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
 
@@ -145,8 +147,11 @@ class Disk:
     # ------------------------------------------------------------ faults
 
     def inherit(self, before: "Disk") -> None:
-        """Whatever fills or locks the disk is still there after a restart."""
-        self.state, self.room = before.state, before.room
+        """Whatever fills or locks the disk is still there after a restart; nobody uses the one before any more."""
+        self.state, before.state = before.state, DiskState.FINE
+        self.room = before.room
+        self.failing_reads, before.failing_reads = before.failing_reads, 0
+        self.failing_syncs, before.failing_syncs = before.failing_syncs, 0
 
     def damage(self, path: str, chance: random.Random) -> str:
         """Change some bytes of a file, as a worn card does: a flipped bit, a few bytes, or a whole page.
@@ -355,6 +360,18 @@ def _io_error(what: str, code: int) -> apsw.IOError:
     error = apsw.IOError(f"input/output error: {what}")
     error.extendedresult = code  # type: ignore[attr-defined]  # as apsw has it
     return error
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Errors of disks that SQLite takes no notice of are not printed, as no real one prints them."""
+    hooks = sys.excepthook, sys.unraisablehook
+    sys.excepthook = lambda kind, error, trace: None if issubclass(kind, apsw.Error) else hooks[0](kind, error, trace)
+    sys.unraisablehook = lambda told: None if issubclass(told.exc_type, apsw.Error) else hooks[1](told)
+    try:
+        yield
+    finally:
+        sys.excepthook, sys.unraisablehook = hooks
 
 
 class WatchedDatabase:

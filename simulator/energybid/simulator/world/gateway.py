@@ -5,7 +5,8 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING
 
-from energybid.agent.config import MeterModel, meter_plan
+from energybid.agent.buses import MeterModel
+from energybid.agent.config import meter_plan
 from energybid.agent.plan import AgentPlan, JournalPlan, StatusPlan, UplinkPlan
 from energybid.agent.process import run_agent
 from energybid.core.cose import PrivateKey, PublicKey
@@ -234,6 +235,7 @@ class Gateway:
         return WatchedDatabase(disk.open(path), disk, committed)
 
     def _ended(self, error: BaseException | None) -> None:
+        self._replace(self.disk.survived())  # its connections are no more, and must not close themselves later
         broken = self.disk.state is not DiskState.FINE or self._now_s() < self._forgiven_s
         if error is not None and not (is_journal_error(error) and (broken or self.watch.hurt is not None)):
             self._violated(Violation("stopped", f"{TENANT}/{self.name}: the agent ended: {error!r}"))

@@ -1,7 +1,6 @@
 """The utility's side of the world: the real head-end on a simulated machine."""
 
 import asyncio
-import math
 from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING
@@ -58,7 +57,7 @@ class Utility:
         self.chance = chance
         self.lost = False
         """It lost its database, or some of it, at some time."""
-        self._slow = False
+        self._slow = self._failing = False
         self._forgiven_s = 0.0
         self._now_s = asyncio.get_running_loop().time
         self._broker = broker
@@ -104,7 +103,8 @@ class Utility:
             raise PowerCut
 
     def _ended(self, error: BaseException | None) -> None:
-        blamed = self.disk.state is not DiskState.FINE or self._now_s() < self._forgiven_s
+        self._replace(self.disk.survived())  # its connection is no more, and must not close itself later
+        blamed = self.disk.state is not DiskState.FINE or self._failing or self._now_s() < self._forgiven_s
         if is_journal_error(error) and blamed:
             return
         self._violated(Violation("stopped", f"the head-end ended: {error!r}"))
@@ -132,7 +132,8 @@ class Utility:
     def fail_syncs(self, count: int) -> None:
         """So many of the next syncs fail."""
         self.disk.failing_syncs = count
-        self._forgiven_s = math.inf if count else self._now_s() + FORGIVEN_S
+        self._failing = count > 0
+        self._forgiven_s = self._now_s() + FORGIVEN_S
 
     def slow_disk(self, *, slow: bool) -> None:
         """The disk takes its time, or does not."""

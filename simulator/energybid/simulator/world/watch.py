@@ -20,6 +20,7 @@ broker, rebuilds log and tree by itself, and says at once what does not fit. It 
 | ``stopped``: no agent ends but by a fault of the world | when it ends |
 | ``epoch``: a new one begins only where the disk was damaged, and names how far the last one was saved | at commits |
 | ``delivered``: all of the log is at the head-end | at the end |
+| ``resumed``: every meter is read and logged again when nothing is wrong any more | at the end |
 """
 
 from collections.abc import Callable
@@ -52,7 +53,7 @@ ENTRIES_MAX = 65_536
 SEAL_SIZE = 7
 """Fields of a row's checkpoint; one that has grown has more."""
 
-SEGMENTS = "SELECT key, first, checkpoint, method, columns FROM segment WHERE key >= ? ORDER BY key"
+SEGMENTS = "SELECT key, first, checkpoint, method, columns FROM segment WHERE key >= ? AND key <= ? ORDER BY key"
 """Columns by name: there may come to be others."""
 
 
@@ -83,7 +84,7 @@ class _Request(NamedTuple):
     places: tuple[int, ...]
     """Addresses of the quantities that are logged."""
 
-    def gave(self, answer: Answer, part: tuple[int | None, ...]) -> bool:
+    def whole(self, answer: Answer, part: tuple[int | None, ...]) -> bool:
         """Whether an answer to this very request had these numbers."""
         if answer[:3] != self.read:
             return False
@@ -91,6 +92,36 @@ class _Request(NamedTuple):
             return answer.mantissas == part
         numbers = dict(zip(answer.places, answer.mantissas, strict=True))
         return tuple(map(numbers.get, self.places)) == part
+
+    def missing(self, answers: list[Answer], part: tuple[int | None, ...], status: tuple[int, ...] | None) -> list[int]:
+        """Addresses of numbers that nobody gave.
+
+        After a refusal a request is made again in pieces: then each run of numbers must come from one answer.
+        """
+        given = [
+            dict(zip(answer.places, answer.mantissas, strict=True))
+            for answer in answers
+            if answer.function == self.read[0]
+        ]
+        found: list[int] = []
+        at = 0
+        while at < len(part):
+            runs = [_agree(numbers, self.places[at:], part[at:]) for numbers in given] if part[at] is not None else []
+            run = max(runs, default=0)
+            if not run and (part[at] is not None or not status or not status[at]):
+                found.append(self.places[at])
+            at += run or 1
+        return found
+
+
+def _agree(numbers: dict[int, int], places: tuple[int, ...], part: tuple[int | None, ...]) -> int:
+    """How many of the numbers, from the first on, are these."""
+    count = 0
+    for place, number in zip(places, part, strict=True):
+        if number is None or numbers.get(place) != number:
+            break
+        count += 1
+    return count
 
 
 class _Row(NamedTuple):
@@ -176,6 +207,8 @@ class GatewayWatch:
         self.epochs: dict[bytes, Epoch] = {}
         self.readings = 0
         self.suspects = 0
+        self.logged: set[str] = set()
+        """Meters of which a reading with numbers was committed since this was cleared."""
         self.hurt: Hurt | None = None
         """What befell the journal's file since it was made."""
         self.scarred = False
@@ -234,21 +267,24 @@ class GatewayWatch:
 
     def _committed(self, database: apsw.Connection) -> None:
         self._epochs(database)
-        newest = self.newest
-        if newest is None:
-            return
-        low = newest.number << SEQUENCE_BITS
-        for key, first, seal, method, packed in database.execute(SEGMENTS, (low | newest.row,)):
+        if self.newest:
+            self._rows(database, self.newest)
+
+    def _rows(self, database: apsw.Connection, epoch: Epoch) -> None:
+        low = epoch.number << SEQUENCE_BITS
+        for key, first, seal, method, packed in database.execute(SEGMENTS, (low | epoch.row, low | SEQUENCE_MAX)):
             row = _Row.of(key & SEQUENCE_MAX, first, seal)
-            if row.end > newest.size:
-                self._segment(newest, row, columns.unpack(method, packed, limit=1 << 30))
+            if row.end > epoch.size:
+                self._segment(epoch, row, columns.unpack(method, packed, limit=1 << 30))
 
     def _epochs(self, database: apsw.Connection) -> None:
         for number, id_, secret in database.execute("SELECT number, id, secret FROM epoch ORDER BY number"):
             if id_ in self.epochs:
                 continue
-            if self.epochs and self.hurt is None:
-                self._wrong("epoch", "a new epoch begins although nothing befell the disk")
+            if self.newest:
+                self._rows(database, self.newest)  # a commit that was refused may have been saved all the same
+                if self.hurt is None:
+                    self._wrong("epoch", "a new epoch begins although nothing befell the disk")
             self.epochs[id_] = epoch = Epoch(number, id_, secret)
             epoch.follows, self.hurt = self.hurt, None
             self._last.clear()  # the new journal knows no numbers of the old one
@@ -316,6 +352,8 @@ class GatewayWatch:
         if isinstance(entry, Reading):
             self.readings += 1
             meter = epoch.meters[entry.declaration]
+            if any(value is not None for value in entry.values):
+                self.logged.add(meter)
             self._values(meter, sequence, entry)
             self._decreases(meter, sequence, entry)
             self._steps(sequence, entry)
@@ -346,13 +384,16 @@ class GatewayWatch:
         for request in self._requests[name][entry.group]:
             fields = len(request.places)
             part = tuple(entry.values[at : at + fields])
+            status = entry.status and tuple(entry.status[at : at + fields])
             at += fields
-            if part == (None,) * fields:
-                if entry.status is None or 0 in entry.status[at - fields : at]:
-                    self._wrong("value", f"entry {sequence}: {name} has no number and no reason")
-            elif not any(request.gave(answer, part) for answer in answers):
-                near = [answer.mantissas for answer in answers if answer[:3] == request.read]
-                self._wrong("value", f"entry {sequence}: {name} answered {request.read} with {near}, never {part}")
+            if any(request.whole(answer, part) for answer in answers):
+                continue
+            missing = request.missing(answers, part, status)
+            if missing:
+                near = [answer.mantissas for answer in answers if answer.function == request.read[0]]
+                self._wrong(
+                    "value", f"entry {sequence}: {name}, {request.read}: nobody gave {missing} of {part}, but {near}"
+                )
 
     def _decreases(self, name: str, sequence: int, entry: Reading) -> None:
         places = self._cumulative[name][entry.group]

@@ -10,6 +10,7 @@ from energybid.headend.ledger import Registration
 from energybid.simulator.decoding import remembered
 from energybid.simulator.virtual import run
 from energybid.simulator.world.broker import Broker
+from energybid.simulator.world.disk import unheard
 from energybid.simulator.world.gateway import TENANT, Gateway
 from energybid.simulator.world.scenario import Faults, Scenario
 from energybid.simulator.world.trace import Trace
@@ -130,8 +131,12 @@ class World:
         wanted = [(epoch, epoch.size) for gateway in self.gateways for epoch in gateway.watch.epochs.values()]
         loop = asyncio.get_running_loop()
         until_s = loop.time() + CALM_MAX_S
-        while missing := self._missing(wanted):
-            if loop.time() > until_s:
+        for gateway in self.gateways:
+            gateway.watch.logged.clear()
+        while (missing := self._missing(wanted)) or self._silent():
+            if loop.time() > until_s and not missing:
+                self._violated(Violation("resumed", f"not logged within {CALM_MAX_S:.0f} s of calm: {self._silent()}"))
+            elif loop.time() > until_s:
                 self._violated(Violation("delivered", f"not delivered after {CALM_MAX_S:.0f} s of calm: {missing}"))
             await self._until(LOOK_S)
             if self.violations:
@@ -145,6 +150,13 @@ class World:
             if count > 0 and (epoch.ended is None or not self.utility.lost):
                 missing[epoch.id.hex()[:8]] = count
         return missing
+
+    def _silent(self) -> list[str]:
+        """Meters of which nothing was logged since the trouble ended."""
+        return [
+            f"{gateway.name} {name}" for gateway in self.gateways for name in gateway.meters
+            if name not in gateway.watch.logged
+        ]  # fmt: skip
 
     async def _stop(self) -> None:
         for gateway in self.gateways:
@@ -209,7 +221,7 @@ def simulate(seed: int, days: float, scenario: Scenario) -> Outcome:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # faults are what the world is made of: the product's complaints are thousands
     try:
-        with remembered():
+        with remembered(), unheard():
             return run(main)
     except Exception as error:  # noqa: BLE001  whatever it is, it must name its seed
         trace = worlds[0].trace if worlds else Trace()
