@@ -1,0 +1,113 @@
+"""Several poll groups of a meter read at once: shared requests, a sample for each."""
+
+import struct
+from typing import Any
+
+import pytest
+from energybid.core.errors import NoReplyError
+from energybid.core.ports import BusPlan, MeterPlan
+from energybid.core.quantities import Status
+from energybid.drivers.modbus.driver import open_driver
+from energybid.drivers.profile import Group, compile_profile, parse_profile
+from energybid.simulator.virtual import run
+from modbus_peers import TCP, Peer, framed, reply
+
+PROFILE = b"""
+manufacturer = "Test"
+model = "Six registers and a factor"
+source = [{ title = "this test" }]
+max_registers = 40
+baudrates = [9600]
+parities = ["N"]
+timeout = "1 s"
+defaults = { table = "holding", type = "uint16" }
+block = [{ table = "holding", first = 0, count = 20 }, { table = "holding", first = 30, count = 10 }]
+quantity = [
+  { name = "a", obis = "1-0:1.7.0", register = 0, unit = "W", resolution = "1" },
+  { name = "b", obis = "1-0:2.7.0", register = 2, unit = "W", resolution = "1", scale_by = ["ratio"] },
+  { name = "c", obis = "1-0:3.7.0", register = 4, unit = "var", resolution = "1" },
+  { name = "d", obis = "1-0:4.7.0", register = 6, unit = "var", resolution = "1", scale_by = ["ratio"] },
+  { name = "e", obis = "1-0:9.7.0", register = 30, unit = "VA", resolution = "1" },
+]
+[[factor]]
+name = "ratio"
+register = 10
+"""
+REGISTERS = {0: 100, 2: 102, 4: 104, 6: 106, 10: 3, 30: 130}
+
+
+def bus_plan() -> BusPlan:
+    loaded = parse_profile("test", PROFILE, source="test.toml")
+    slow = [Group(interval_s=60, quantities=["e", "b"]), Group(interval_s=900, quantities=["d"])]
+    groups, compiled = compile_profile(loaded, interval_s=1, groups=slow)
+    meter = MeterPlan(
+        name="m",
+        unit=1,
+        timeout_s=0.2,
+        retries=0,
+        profile="test",
+        profile_hash=bytes(32),
+        groups=groups,
+        map=compiled,
+    )
+    return BusPlan(name="bus", kind="modbus-tcp", endpoint=TCP, meters=(meter,))
+
+
+def answering(refused: set[int], silent: set[int]) -> Peer:
+    def answer(frame: Any) -> list[tuple[float, bytes]]:
+        first, count = struct.unpack(">HH", frame.pdu[1:5])
+        if silent.intersection(range(first, first + count)):
+            return []
+        if refused.intersection(range(first, first + count)):
+            return [(0, framed(frame, b"\x83\x02"))]
+        words = [REGISTERS.get(at, 0) for at in range(first, first + count)]
+        return [(0, reply(frame, struct.pack(f">{count}H", *words)))]
+
+    return Peer(answer)
+
+
+def asked(peer: Peer) -> list[tuple[int, int]]:
+    found = [struct.unpack(">HH", frame.pdu[1:5]) for frame in peer.requests]
+    peer.requests.clear()
+    return found
+
+
+def test_groups_that_are_due_at_once_share_requests() -> None:
+    async def main() -> None:
+        peer, plan = answering(set(), set()), bus_plan()
+        driver, meter = open_driver(peer.platform(), plan), plan.meters[0]
+        for groups, requests, values in [
+            ((0, 1), [(0, 11), (30, 1)], [(100, 104), (306, 130)]),
+            ((0, 2), [(0, 11)], [(100, 104), (318,)]),
+            ((1, 2), [(2, 9), (30, 1)], [(306, 130), (318,)]),
+            ((0, 1, 2), [(0, 11), (30, 1)], [(100, 104), (306, 130), (318,)]),
+        ]:
+            samples = await driver.poll_together(meter, groups)
+            assert [sample.values for sample in samples] == values
+            assert [sample.status for sample in samples] == [None] * len(groups)
+            assert asked(peer) == requests
+        assert (await driver.poll(meter, 1)).values == (306, 130)
+        assert asked(peer) == [(2, 9), (30, 1)]
+        await driver.close()
+
+    run(main)
+
+
+def test_each_group_has_the_statuses_of_its_own_numbers() -> None:
+    async def main() -> None:
+        refused, silent = {4}, {30}
+        peer, plan = answering(refused, silent), bus_plan()
+        driver, meter = open_driver(peer.platform(), plan), plan.meters[0]
+        for _ in range(2):  # the second time round the refused register
+            a, b, c = await driver.poll_together(meter, (0, 1, 2))
+            assert (a.values, a.status) == ((100, None), (0, Status.REFUSED))
+            assert (b.values, b.status) == ((306, None), (0, Status.NO_REPLY))
+            assert (c.values, c.status) == ((318,), None)
+        assert asked(peer)[-3:] == [(0, 3), (6, 5), (30, 1)]
+        refused.clear()
+        silent.update(REGISTERS)
+        with pytest.raises(NoReplyError):
+            await driver.poll_together(meter, (0, 1))
+        await driver.close()
+
+    run(main)
