@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,7 @@ read at all; what the device says."""
 ENOUGH = 2 * PLAUSIBLE
 """With so many points a candidate may be called likely."""
 TIED_MAX = 6
-"""So many candidates that fit equally well are told apart by reading all their registers."""
+"""Of so many candidates that are only plausible all registers are read."""
 PLAUSIBLE_VALUES = {"voltage-l1": (50, 500), "frequency": (45, 66)}
 """What a mains meter may measure, by quantity, V and Hz."""
 
@@ -327,14 +327,19 @@ async def _readable(examiner: Examiner, loaded: LoadedProfile) -> bool:
 
 
 async def _by_reading(examiner: Examiner, profiles: dict[str, LoadedProfile], identity: Identity) -> None:
-    """Where candidates fit equally well or hardly at all, drop those whose registers the unit does not have."""
-    identity.candidates.sort(key=_rank)
-    tied = [c for c in identity.candidates if c.points == identity.candidates[0].points]
-    weak = [c for c in tied if len(tied) > 1 or c.points < ENOUGH]
-    if len(weak) > TIED_MAX:
-        return
-    gone = [c for c in weak if not await _readable(examiner, profiles[c.profile])]
-    identity.candidates = [c for c in identity.candidates if c not in gone]
+    """Where the best are only plausible, they must at least be readable as a whole; those that are not fall behind."""
+    read: set[str] = set()
+    while identity.candidates and len(read) < TIED_MAX:
+        identity.candidates.sort(key=_rank)
+        first = identity.candidates[0]
+        top = [c for c in identity.candidates if c.points == first.points and c.profile not in read]
+        if first.certain or not top:
+            return
+        read.add(top[0].profile)
+        if not await _readable(examiner, profiles[top[0].profile]):
+            identity.candidates[identity.candidates.index(top[0])] = replace(
+                top[0], points=top[0].points // 2, reasons=(*top[0].reasons, "some of its registers are refused")
+            )
 
 
 def value_of(register: Register, data: bytes) -> Fraction | None:

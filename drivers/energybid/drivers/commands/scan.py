@@ -30,7 +30,7 @@ from energybid.drivers.scan import (
 )
 from energybid.drivers.scan_report import PREAMBLE, Report, configuration, facts, render
 from energybid.drivers.scan_state import decode, encode, parse_units, units_text
-from energybid.drivers.serialport.find import usb_ports
+from energybid.drivers.serialport.find import USB, usb_ports
 from energybid.drivers.target import FORMS, BusTarget, parse_target
 
 HELP = "find the meters on a bus, say which models they are, show what they measure"
@@ -212,8 +212,11 @@ def _stable_name(report: Report) -> str | None:
     endpoint = report.settings[0].target.endpoint
     if not isinstance(endpoint, SerialEndpoint):
         return None
+    if endpoint.device.startswith(USB):
+        return None
     name = Path(endpoint.device).resolve().name
-    return next((port.by_id for port in usb_ports() if port.name == name), None)
+    by_id = next((port.by_id for port in usb_ports() if port.name == name), None)
+    return by_id or str(Path(endpoint.device).absolute())
 
 
 def _go_on(arguments: argparse.Namespace, search: Search, state: State) -> str:

@@ -7,6 +7,7 @@ says of itself is text for people: nothing is decided here. Every length is chec
 from typing import NamedTuple
 
 from energybid.core.errors import GarbledError
+from energybid.drivers.modbus.framing import PDU_MAX
 
 FUNCTION, MEI_TYPE = 0x2B, 0x0E
 """Encapsulated interface transport, read device identification (§6.21)."""
@@ -117,3 +118,15 @@ def text(value: bytes) -> str:
 def names(found: dict[int, bytes]) -> dict[str, str]:
     """The objects by their names; those without one by number."""
     return {OBJECT_NAMES[i] if i < len(OBJECT_NAMES) else f"object-{i}": text(v) for i, v in sorted(found.items())}
+
+
+def reply(found: dict[int, str], *, stream: int = BASIC) -> bytes:
+    """The PDU of a reply that holds these objects, for a simulated device; what does not fit is left away."""
+    body, count = b"", 0
+    for number, value in sorted(found.items()):
+        data = value.encode("ascii", "replace")[:255]
+        if _HEADER_SIZE + len(body) + _OBJECT_HEADER_SIZE + len(data) > PDU_MAX:
+            break
+        body += bytes((number, len(data))) + data
+        count += 1
+    return bytes((FUNCTION, MEI_TYPE, stream, stream, 0, 0, count)) + body
