@@ -88,8 +88,8 @@ def test_config_check_shows_what_will_be_polled(folder):
     (group,) = facts["buses"][0]["meters"][0]["groups"]
     assert group["interval_s"] == 60
     assert "1-0:1.8.0 Wh 1e1" in group["quantities"]
-    assert "eastron-sdm630" in energybid("config", "profiles").stdout
-    assert len(json.loads(energybid("config", "profiles", "--json").stdout)) >= 4
+    assert "eastron-sdm630" in energybid("profile", "list").stdout
+    assert len(json.loads(energybid("profile", "list", "--json").stdout)) >= 4
 
 
 def test_every_fault_is_reported_at_once(folder):

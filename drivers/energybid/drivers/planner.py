@@ -67,6 +67,17 @@ class Span(NamedTuple):
         return self.function == other.function and self.first <= other.first and other.end <= self.end
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a meter's requests are planned by; a running driver plans anew around what the meter refuses."""
+
+    readable: tuple["Span", ...]
+    """Registers that may be read at once."""
+    cost: Cost
+    registers_max: int
+    """Most registers that the meter answers at once."""
+
+
 def tcp_cost(*, reply_delay_s: float | None = None) -> Cost:
     """What requests cost over TCP, where the number of requests is what counts.
 

@@ -16,7 +16,7 @@ from energybid.core.ports import PollGroup
 from energybid.core.settings import parse_toml
 from energybid.drivers.modbus import map as compiled
 from energybid.drivers.modbus.map import TYPES, Factor, ModbusMap, Request, Together, Writable
-from energybid.drivers.planner import Cost, Span, choices, plan, tcp_cost
+from energybid.drivers.planner import Cost, Span, Terms, choices, plan, tcp_cost
 from energybid.drivers.profile_checks import faults as faults_of
 from energybid.drivers.profile_file import Profile, SerialNumber
 from energybid.drivers.profile_registers import (
@@ -43,6 +43,8 @@ __all__ = [
     "load_profile",
     "parse_profile",
     "plan_requests",
+    "readable",
+    "wanted_spans",
 ]
 
 SUFFIX = ".toml"
@@ -169,6 +171,7 @@ def compile_profile(
     return polled, ModbusMap(
         groups=tuple(_requests(loaded, part, cost) for part in parts),
         together=tuple(_together(loaded, parts, chosen, cost) for chosen in choices(len(parts))),
+        terms=Terms(readable=tuple(readable(loaded.profile)), cost=cost, registers_max=loaded.profile.max_registers),
         writables=loaded.writables,
         turnaround_s=loaded.profile.timing.turnaround_s,
     )
@@ -205,11 +208,16 @@ def _divided(
 def plan_requests(loaded: LoadedProfile, chosen: Iterable[Register], cost: Cost) -> list[Span]:
     """The cheapest requests for quantities and the factors they need."""
     return plan(
-        map(_span, _numbers(chosen)),
+        wanted_spans(chosen),
         readable(loaded.profile),
         cost,
         registers_max=loaded.profile.max_registers,
     )
+
+
+def wanted_spans(chosen: Iterable[Register]) -> list[Span]:
+    """The registers of each quantity, and of each factor that they need."""
+    return [_span(number) for number in _numbers(chosen)]
 
 
 def _numbers(chosen: Iterable[Register]) -> list[Register | Factor]:

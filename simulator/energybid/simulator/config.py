@@ -14,7 +14,7 @@ from energybid.simulator.faults import UNIT_MAX, Fault, FaultSource
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 _DURATION = TypeAdapter[float](Duration)
 Rate = Annotated[float, Field(ge=0, le=1)]
-SERIAL_ONLY, TCP_ONLY = "crc_error", "wrong_transaction"
+SERIAL_ONLY, TCP_ONLY = ("crc_error",), ("wrong_transaction", "overtaken")
 
 
 def duration(text: str) -> float:
@@ -54,6 +54,8 @@ class FaultsModel(Settings):
     duplicate: Rate = 0.0
     garbage: Rate = 0.0
     """Some random bytes before the answer."""
+    overtaken: Rate = 0.0
+    """TCP only: held back for up to 0.3 s, so that answers to later requests come before it."""
     late_by: Duration = Field(1.5, ge=0, le=60)
     """How late a late answer is."""
 
@@ -79,7 +81,7 @@ class MeterModel(Settings):
     """Unique in the file; texture and phases of its site follow from it and the seed."""
     unit: int = Field(ge=1, le=UNIT_MAX)
     profile: Annotated[str, AfterValidator(_known_profile)]
-    """A profile's name (``energybid config profiles``) or the path of a TOML file."""
+    """A profile's name (``energybid profile list``) or the path of a TOML file."""
     reply_delay: Duration = Field(0.0, ge=0, le=10)
     """From the end of the request to the start of the answer."""
     load: float = Field(1.0, ge=0.001, le=10_000)
@@ -205,9 +207,10 @@ def _misplaced(key: str, bus: AnyBusModel) -> list[str]:
     impossible = TCP_ONLY if isinstance(bus, _LineModel) else SERIAL_ONLY
     tables = {f"{key}.faults": bus.faults, **{f"{key}.meter[{n}].faults": m.faults for n, m in enumerate(bus.meter)}}
     return [
-        f"{place}.{impossible}: there is no such fault on {bus.kind}"
+        f"{place}.{fault}: there is no such fault on {bus.kind}"
         for place, table in tables.items()
-        if getattr(table, impossible) > 0
+        for fault in impossible
+        if getattr(table, fault) > 0
     ]
 
 

@@ -1,4 +1,4 @@
-"""``energybid config``: check gateway.toml, list profiles."""
+"""``energybid config``: check gateway.toml."""
 
 import argparse
 import json
@@ -8,14 +8,12 @@ from pathlib import Path
 from energybid.agent.config import load_plan
 from energybid.agent.plan import AgentPlan
 from energybid.core import exit_codes
-from energybid.drivers.profile import list_profiles, load_profile
 
-HELP = "check a configuration, list the meter profiles"
+HELP = "check a configuration"
 EXAMPLES = """\
 examples:
   energybid config check -c gateway.toml         every fault: file, key, what is allowed; exit 2
   energybid config check -c gateway.toml --json  the meters as they will be polled
-  energybid config profiles                      names to write behind `profile =`
 """
 
 
@@ -25,14 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check = actions.add_parser("check", help="check gateway.toml and all it names")
     check.add_argument("-c", "--config", type=Path, default=Path("/etc/energybid/gateway.toml"), help="gateway.toml")
     check.add_argument("--json", action="store_true", help="print one JSON object")
-    profiles = actions.add_parser("profiles", help="list the meter profiles that come with this program")
-    profiles.add_argument("--json", action="store_true", help="print a JSON array")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check or list."""
-    if arguments.action == "profiles":
-        return _profiles(as_json=arguments.json)
+    """Check."""
     plan = load_plan(arguments.config)
     if arguments.json:
         sys.stdout.write(json.dumps(describe(plan)) + "\n")
@@ -76,14 +70,3 @@ def describe(plan: AgentPlan) -> dict[str, object]:
             for bus in plan.buses
         ],
     }
-
-
-def _profiles(*, as_json: bool) -> int:
-    rows = [(name, load_profile(name).profile) for name in list_profiles()]
-    if as_json:
-        facts = [{"name": name, "manufacturer": p.manufacturer, "model": p.model} for name, p in rows]
-        sys.stdout.write(json.dumps(facts) + "\n")
-    else:
-        for name, profile in rows:
-            sys.stdout.write(f"{name:28} {profile.manufacturer} {profile.model}\n")
-    return exit_codes.OK

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import groupby
@@ -37,6 +38,7 @@ examples:
   energybid profile check my-meter.toml                every fault at once, with its key; exit 2
 """
 
+WIDTH = 80
 _DURATION = TypeAdapter[float](Duration)
 _TABLES = {function: table for table, function in FUNCTION_OF.items()}
 
@@ -180,23 +182,27 @@ def _sheet(loaded: LoadedProfile) -> list[str]:
         f"{rates} baud, parity {' '.join(profile.parities)}",
         f"at most {profile.max_registers} registers a request; replies begin within {profile.timeout_s:g} s",
         "",
-        "quantity                  OBIS            resolution  register       type     scale",
+        "quantity                  OBIS          resolution register      type    scale",
     ]
     for register in loaded.registers:
         row, quantity = _row(register), register.quantity
         scale = " × ".join([decimal(register.scale), *(factor.name for factor in register.factors)])
         step = f"{row['resolution']} {quantity.unit}"
         place = f"{row['table']} {register.first}"
-        lines.append(f"{register.name:25} {quantity.obis!s:15} {step:11} {place:14} {register.type:8} {scale}")
+        lines.append(f"{register.name:25} {quantity.obis!s:13} {step:10} {place:13} {register.type:7} {scale}")
     for factor in loaded.factors:
         kind = "10 to the power of it" if factor.power_of_ten else "multiplies"
         place = f"{_TABLES[factor.function]} {factor.first}"
-        lines.append(f"{factor.name:53} {place:14} {factor.type:8} {decimal(factor.scale)}, {kind}")
+        lines.append(f"{factor.name:50} {place:13} {factor.type:7} {decimal(factor.scale)}, {kind}")
     for writable in loaded.writables:
         bounds = f"may be written: {decimal(writable.minimum)} to {decimal(writable.maximum)} {writable.unit}"
-        lines.append(f"{writable.name:53} {f'holding {writable.first}':14} {writable.type:8} {bounds}")
+        lines.append(f"{writable.name:50} {f'holding {writable.first}':13} {writable.type:7} {bounds}")
     lines += ["", "known from"]
-    lines += ["  " + ", ".join(filter(None, (s.title, s.edition, s.url))) for s in profile.source]
+    for source in profile.source:
+        text = ", ".join(filter(None, (source.title, source.edition, source.url)))
+        lines += textwrap.wrap(
+            text, WIDTH, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+        )
     return lines
 
 
@@ -283,8 +289,9 @@ def _drawing(
     registers = sum(request.length for request in requests)
     lines.append(
         f"A poll takes {_count(len(requests), 'request')} for {_count(registers, 'register')}: "
-        f"{_ms(cost, requests):.1f} ms. One request for each number would take {_ms(cost, spans):.1f} ms."
+        f"{_ms(cost, requests):.1f} ms."
     )
+    lines.append(f"One request for each number would take {_ms(cost, spans):.1f} ms.")
     return lines
 
 

@@ -6,7 +6,10 @@ pydantic here: the running agent never imports it.
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from energybid.drivers.planner import Terms
 
 HOLDING, INPUT = 3, 4
 """Function codes that read registers (Modbus Application Protocol V1.1b3 §6.3, §6.4)."""
@@ -142,3 +145,5 @@ class ModbusMap:
     """Rest that the meter needs before a request, beyond the silence of the standard."""
     together: tuple[Together, ...] = ()
     """Every two or more of the groups."""
+    terms: "Terms | None" = None
+    """What the requests were planned by."""
