@@ -5,22 +5,24 @@ fault is reported at once.
 """
 
 import importlib.metadata
-import re
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import Field, model_validator
 
 from energybid.agent.budget import DEFAULT, LEAST
+from energybid.agent.buses import AnyBusModel, AsciiBusModel, BusModel, MeterModel, Name, RtuBusModel
 from energybid.agent.plan import AgentPlan, JournalPlan, StatusPlan, UplinkPlan
 from energybid.core.cose import PrivateKey, PublicKey
 from energybid.core.errors import ConfigurationError
-from energybid.core.ports import BusPlan, Endpoint, MeterPlan, SerialEndpoint, TcpEndpoint, Will
+from energybid.core.ports import BusPlan, Endpoint, MeterPlan, TcpEndpoint, Will
 from energybid.core.settings import Duration, Settings, Size, parse_toml
 from energybid.drivers.planner import Cost, bus_cost
 from energybid.drivers.profile import Group, LoadedProfile, compile_profile, load_profile
+from energybid.drivers.tls import client_context
 from energybid.sync.settings import UplinkModel
 from energybid.sync.topics import topics_for
 
@@ -28,8 +30,6 @@ T = TypeVar("T")
 
 QUANTITIES_MAX = 1024
 """So many fit a reading, and their declaration an entry."""
-NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$", description="letters, digits, . _ -; at most 64")]
 
 
 class GatewayModel(Settings):
@@ -91,86 +91,6 @@ class LogsModel(Settings):
     format: Literal["human", "json"] = "human"
 
 
-class GroupModel(Settings):
-    """``[[bus.meter.group]]``: quantities of a meter with an interval of their own.
-
-    The meter's own ``interval`` is for its other quantities. Groups that fall due at the same moment are read with
-    shared requests; each is a reading of its own.
-    """
-
-    interval: Duration = Field(ge=0, le=86400)
-    """Polls are aligned to multiples of it in UTC."""
-    quantities: list[str]
-    """Names of the profile's quantities; none of them stands in another group."""
-
-
-class MeterModel(Settings):
-    """``[[bus.meter]]``: one meter."""
-
-    name: Name
-    """Unique on the gateway."""
-    profile: str
-    """A profile's name (``energybid profile list``) or the path of a TOML file."""
-    unit: int = Field(ge=0, le=255)
-    """Its Modbus address: 1 to 247 on a serial line."""
-    interval: Duration = Field(60.0, ge=0, le=86400)
-    """Polls are aligned to multiples of it in UTC; "0 s" polls as fast as the bus goes."""
-    timeout: Duration | None = Field(None, ge=0.01, le=60)
-    """How long to wait for a reply; the profile's where it is not given."""
-    retries: int = Field(2, ge=0, le=10)
-    """Further tries after a lost or garbled reply."""
-    quantities: list[str] | None = None
-    """Names of the profile's quantities to read; where it is not given, all that are in no group."""
-    group: list[GroupModel] = Field(default_factory=list, max_length=4)
-
-
-class _BusModel(Settings):
-    name: Name
-    meter: list[MeterModel] = Field(min_length=1, max_length=255)
-    lateness: Duration = Field(1.0, ge=0, le=60)
-    """A reply that misses its time-out comes at most this much later."""
-
-
-class TcpBusModel(_BusModel):
-    """``[[bus]]`` with ``kind = "modbus-tcp"``."""
-
-    kind: Literal["modbus-tcp"]
-    host: str = Field(min_length=1, max_length=255)
-    port: int = Field(502, ge=1, le=65535)
-    in_flight: int = Field(1, ge=1, le=64)
-    """Most requests under way at once; more than 1 only where the device is known to allow it."""
-
-    def endpoint(self) -> Endpoint:
-        """Where the bus is."""
-        return TcpEndpoint(host=self.host, port=self.port)
-
-
-class RtuBusModel(_BusModel):
-    """``[[bus]]`` with ``kind = "modbus-rtu"``."""
-
-    kind: Literal["modbus-rtu"]
-    device: str = Field(min_length=1, max_length=4096)
-    """The serial port, best by its name under /dev/serial/by-id/."""
-    baudrate: int = Field(9600, ge=300, le=1_000_000)
-    parity: Literal["N", "E", "O"] = "N"
-    stop_bits: Literal[1, 2] = 1
-    in_flight: Literal[1] = 1
-
-    @model_validator(mode="after")
-    def _serial_units(self) -> "RtuBusModel":
-        for number, meter in enumerate(self.meter):
-            if not 1 <= meter.unit <= 247:  # noqa: PLR2004  Modbus over Serial Line V1.02 §2.2
-                raise ValueError(f"meter[{number}].unit: units on a serial line are 1 to 247 (found {meter.unit})")
-        return self
-
-    def endpoint(self) -> Endpoint:
-        """Where the bus is."""
-        return SerialEndpoint(device=self.device, baudrate=self.baudrate, parity=self.parity, stop_bits=self.stop_bits)
-
-
-BusModel = Annotated[TcpBusModel | RtuBusModel, Field(discriminator="kind")]
-
-
 class GatewayFile(Settings):
     """All of gateway.toml."""
 
@@ -188,6 +108,7 @@ class GatewayFile(Settings):
         for what, names in (
             ("bus names", [bus.name for bus in self.bus]),
             ("meter names", [meter.name for bus in self.bus for meter in bus.meter]),
+            ("devices", [bus.device for bus in self.bus if isinstance(bus, RtuBusModel | AsciiBusModel)]),
             *((f"units on bus {bus.name}", [str(meter.unit) for meter in bus.meter]) for bus in self.bus),
         ):
             twice = sorted({name for name in names if names.count(name) > 1})
@@ -295,18 +216,22 @@ class _Planner:
             receipt_timeout_s=model.receipt_timeout,
         )
 
-    def _bus(self, number: int, bus: TcpBusModel | RtuBusModel) -> BusPlan:
+    def _bus(self, number: int, bus: AnyBusModel) -> BusPlan:
         meters = [self._meter(f"bus[{number}].meter[{m}]", meter, bus) for m, meter in enumerate(bus.meter)]
+        endpoint = bus.endpoint(self._base)
+        if isinstance(endpoint, TcpEndpoint) and endpoint.tls:
+            self._faults.attempt(f"bus[{number}].tls", partial(client_context, endpoint.tls))
         return BusPlan(
             name=bus.name,
             kind=bus.kind,
-            endpoint=bus.endpoint(),
+            endpoint=endpoint,
             meters=tuple(meter for meter in meters if meter),
-            in_flight=bus.in_flight,
+            in_flight=getattr(bus, "in_flight", 1),
+            pause_s=getattr(bus, "pause", 0.0),
             lateness_s=bus.lateness,
         )
 
-    def _meter(self, key: str, meter: MeterModel, bus: TcpBusModel | RtuBusModel) -> MeterPlan | None:
+    def _meter(self, key: str, meter: MeterModel, bus: AnyBusModel) -> MeterPlan | None:
         name = meter.profile
         if name.endswith(".toml"):
             name = str(self._base / name)

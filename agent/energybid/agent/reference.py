@@ -73,7 +73,9 @@ def _bounds(field: FieldInfo) -> str:
                     f"{word} {_size(value)}"
                     if sized
                     else f"{word} {value:g}"
-                    if isinstance(value, int | float)
+                    if isinstance(value, float)
+                    else f"{word} {value}"
+                    if isinstance(value, int)
                     else f"{word} `{value}`"
                 )
     return ", ".join(parts)
@@ -102,6 +104,8 @@ def _default(field: FieldInfo, kind: str) -> str:
         return _duration(field.default)
     if kind == "size":
         return f"`{_size(field.default)}`"
+    if isinstance(field.default, bool):
+        return f"`{str(field.default).lower()}`"
     return f'`"{field.default}"`' if isinstance(field.default, str) else f"`{field.default}`"
 
 
