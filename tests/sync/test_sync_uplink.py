@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
-import aiomqtt
 import pytest
 from energybid.core.errors import UplinkDownError, UplinkRefusedError
 from energybid.core.ports import Message, UplinkSettings, Will
@@ -206,27 +205,66 @@ async def test_a_cancelled_connection_is_not_left_behind() -> None:
     assert not complaints, "the error of an attempt that nobody waits for is not logged as forgotten"
 
 
+def dialling() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "mqtt-connect"]
+
+
 def test_a_program_may_end_while_it_connects(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     begun = threading.Event()
-    connect = aiomqtt.Client._client_connect
+    made = mqtt._Dial._made
 
-    def slowly(client: aiomqtt.Client) -> None:
+    def slowly(dial: mqtt._Dial) -> socket.socket:
         begun.set()
         time.sleep(0.3)  # the network's time: the program has ended before
-        connect(client)
+        return made(dial)
 
     async def program(port: int) -> None:
         opening = asyncio.ensure_future(connect_uplink(settings(port)).__aenter__())
         await asyncio.to_thread(begun.wait)
         opening.cancel()
 
-    monkeypatch.setattr(aiomqtt.Client, "_client_connect", slowly)
+    monkeypatch.setattr(mqtt._Dial, "_made", slowly)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         asyncio.run(program(silent.getsockname()[1]))
+        for thread in dialling():
+            thread.join(DEADLINE_S)
     gc.collect()  # what complains in a destructor would fail the test
     assert not caplog.records
+
+
+@pytest.mark.parametrize(("backlog", "tls"), [(8, False), (8, True), (0, False)])
+def test_a_program_ends_at_once_though_nobody_answers(backlog: int, *, tls: bool) -> None:
+    """Some take the connection and say nothing, not even in TLS; one never takes it, for its backlog is full."""
+
+    async def program(port: int) -> float:
+        opening = asyncio.ensure_future(connect_uplink(settings(port, tls=tls)).__aenter__())
+        if backlog:
+            connection, _ = await asyncio.to_thread(silent.accept)
+            others.append(connection)
+        while not opening.done() and not (backlog or dialling()):  # noqa: ASYNC110  a thread tells nobody
+            await asyncio.sleep(0.01)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        return time.monotonic()
+
+    others: list[socket.socket] = []
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(backlog)
+        for _ in range(0 if backlog else 3):
+            others.append(socket.socket())
+            others[-1].setblocking(False)  # noqa: FBT003
+            others[-1].connect_ex(silent.getsockname())
+        cancelled_s = asyncio.run(program(silent.getsockname()[1]))
+        assert time.monotonic() - cancelled_s < mqtt.CONNECT_S / 4
+    for connection in others:
+        connection.close()
+    for thread in dialling():
+        thread.join(2 * mqtt.CONNECT_S)
+    gc.collect()  # what complains in a destructor would fail the test
 
 
 async def test_wrong_password_is_refused(tmp_path: pathlib.Path) -> None:

@@ -9,6 +9,8 @@ What aiomqtt and paho leave open, and what is done about it here:
 * Every packet costs a wake-up of the loop and two changes to its selector: packets are written once per loop turn, and
   the socket is watched for writing only while the kernel's buffer is full.
 * paho's clock is looked at every second: here eight times in one keep-alive interval.
+* A connection is made in a thread of the loop's executor, whose end the program's end waits for: here in a thread that
+  can be left alone, so that a stop takes no longer because a broker does not answer.
 * A connection that is closed before it is accepted is waited for until the time-out: it fails at once.
 * paho sends its whole queue again at reconnect: one client object serves one connection; the window is the caller's.
 
@@ -22,6 +24,7 @@ import logging
 import socket
 import ssl
 import struct
+import threading
 from collections.abc import AsyncIterator
 from typing import Any, NoReturn
 
@@ -70,21 +73,70 @@ class _UnansweredError(aiomqtt.MqttError):
     """The connection was made, and the broker did not answer CONNECT."""
 
 
-class _TlsSocket(ssl.SSLSocket):
-    """Closes itself when the handshake fails, which paho leaves to the garbage collector."""
+class _Dial:
+    """A connection in the making, in a thread that nobody has to wait for."""
 
-    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002  as ssl has it
+    def __init__(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
+        self._host, self._port, self._context = host, port, context
+        self._lock = threading.Lock()
+        self._given_up = False
+        self._socket: socket.socket | None = None
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+
+    async def connection(self) -> socket.socket:
+        """The connection.
+
+        Raises:
+            aiomqtt.MqttError: It can not be made.
+        """
+        threading.Thread(target=self._run, daemon=True, name="mqtt-connect").start()
         try:
-            super().do_handshake(block)
-        except OSError:
-            self.close()
+            await self._ended
+        except OSError as error:
+            raise aiomqtt.MqttError(str(error)) from None
+        except asyncio.CancelledError:
+            with self._lock:
+                self._given_up = True
+                if self._socket is not None:
+                    self._socket.close()
             raise
+        assert self._socket is not None  # noqa: S101  for mypy
+        return self._socket
+
+    def _run(self) -> None:
+        made, failed = None, None
+        try:
+            made = self._made()
+        except OSError as error:
+            failed = error
+        with self._lock:
+            self._socket = made
+            if self._given_up and made is not None:
+                made.close()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the program has ended
+            self._loop.call_soon_threadsafe(self._tell, failed)
+
+    def _made(self) -> socket.socket:
+        plain = socket.create_connection((self._host, self._port), CONNECT_S)
+        try:
+            return self._context.wrap_socket(plain, server_hostname=self._host) if self._context else plain
+        except BaseException:
+            plain.close()
+            raise
+
+    def _tell(self, failed: OSError | None) -> None:
+        if self._ended.done():
+            return
+        if failed is None:
+            self._ended.set_result(None)
+        else:
+            self._ended.set_exception(failed)
 
 
 def _tls_context(settings: UplinkSettings) -> ssl.SSLContext:
     """Read the files anew at every connection, so that a renewed certificate needs no restart."""
     context = ssl.create_default_context(cafile=settings.ca)
-    context.sslsocket_class = _TlsSocket
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if settings.certificate is not None:
         context.load_cert_chain(settings.certificate, settings.key)
@@ -171,10 +223,7 @@ class _Client(aiomqtt.Client):
             super()._on_socket_close(client, userdata, sock)
 
     def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ANN401, ARG002
-        if self._connected.done():
-            self._loop.call_soon(self._flush)
-        else:  # CONNECT is sent from aiomqtt's thread
-            self._loop.call_soon_threadsafe(self._flush)
+        self._loop.call_soon(self._flush)
 
     def _on_socket_unregister_write(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ANN401, ARG002
         if self._watched:
@@ -187,6 +236,30 @@ class _Client(aiomqtt.Client):
             await asyncio.sleep(self._keepalive / 8)
 
     # -------------------------------------------------- ours
+
+    async def enter(self, dial: _Dial) -> None:
+        """Speak MQTT on a connection as soon as it is made.
+
+        Raises:
+            aiomqtt.MqttError: It can not be made, or the broker does not want it.
+        """
+        made = await dial.connection()
+        self.paho._create_socket = lambda: made  # type: ignore[method-assign]  # noqa: SLF001
+        try:
+            super()._client_connect()  # here, and not in a thread: nothing in it has to wait any more
+        except OSError as error:
+            made.close()
+            raise aiomqtt.MqttError(str(error)) from None
+        await self.__aenter__()
+
+    def _client_connect(self) -> None:
+        """What aiomqtt asks a thread for: it is done."""
+
+    def abandon(self) -> None:
+        """Nobody wants the connection any more: close it now, the loop may have no turn left."""
+        self.drop("the connection is not wanted any more")
+        if self.paho.socket() is not None:
+            self.paho.loop_read()
 
     def _flush(self) -> None:
         self.paho.loop_write()
@@ -322,7 +395,7 @@ def _raise(error: aiomqtt.MqttError, where: str) -> NoReturn:
 
 
 async def _open(settings: UplinkSettings, *, version5: bool) -> _Client:
-    """Connect, or leave nothing behind: aiomqtt connects in a thread that can not be stopped."""
+    """Connect, or leave nothing behind."""
     context = None
     if settings.tls:
         try:
@@ -331,26 +404,14 @@ async def _open(settings: UplinkSettings, *, version5: bool) -> _Client:
             files = ", ".join(filter(None, (settings.ca, settings.certificate, settings.key)))
             raise UplinkRefusedError(f"can not read the certificates {files or 'of the system'}: {error}") from None
     client = _Client(settings, version5=version5, context=context)
-    opening = asyncio.ensure_future(client.__aenter__())
     try:
-        await asyncio.shield(opening)
+        await client.enter(_Dial(settings.host, settings.port, context))
     except BaseException as error:
-        client.drop("the connection is not wanted any more")
-        opening.add_done_callback(lambda task: _discard(task, client))
-        await asyncio.wait(
-            [opening], timeout=CLOSE_S
-        )  # a task left at the end of asyncio.run would be complained about
+        client.abandon()
         if client.reached and isinstance(error, aiomqtt.MqttError) and not isinstance(error, MqttConnectError):
             raise _UnansweredError(f"the broker did not answer ({error})") from None
         raise
     return client
-
-
-def _discard(opening: "asyncio.Task[_Client]", client: _Client) -> None:
-    """The attempt that nobody waits for has ended: its error is nobody's, its connection neither."""
-    if not opening.cancelled():
-        opening.exception()
-    client.drop("and the thread has finished")
 
 
 async def _connect(settings: UplinkSettings, where: str) -> _Client:
