@@ -191,12 +191,12 @@ def _sheet(loaded: LoadedProfile) -> list[str]:
         place = f"{row['table']} {register.first}"
         lines.append(f"{register.name:25} {quantity.obis!s:13} {step:10} {place:13} {register.type:7} {scale}")
     for factor in loaded.factors:
-        kind = "10 to the power of it" if factor.power_of_ten else "multiplies"
+        kind = "factor, 10 to the power" if factor.power_of_ten else "factor"
         place = f"{_TABLES[factor.function]} {factor.first}"
-        lines.append(f"{factor.name:50} {place:13} {factor.type:7} {decimal(factor.scale)}, {kind}")
+        lines.append(f"{factor.name:25} {kind:24} {place:13} {factor.type:7} {decimal(factor.scale)}")
     for writable in loaded.writables:
-        bounds = f"may be written: {decimal(writable.minimum)} to {decimal(writable.maximum)} {writable.unit}"
-        lines.append(f"{writable.name:50} {f'holding {writable.first}':13} {writable.type:7} {bounds}")
+        bounds = f"{decimal(writable.minimum)} to {decimal(writable.maximum)} {writable.unit}"
+        lines.append(f"{writable.name:25} {'may be written':24} {f'holding {writable.first}':13} {writable.type:7} {bounds}")
     lines += ["", "known from"]
     for source in profile.source:
         text = ", ".join(filter(None, (source.title, source.edition, source.url)))
