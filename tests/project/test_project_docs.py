@@ -52,7 +52,11 @@ def test_the_readme_runs_as_it_stands(tmp_path):
 
 @pytest.mark.parametrize(
     ("module", "document"),
-    [("energybid.agent.reference", "docs/configuration.md"), ("energybid.sync.topics", "docs/topics.md")],
+    [
+        ("energybid.agent.reference", "docs/configuration.md"),
+        ("energybid.drivers.supported", "SUPPORTED.md"),
+        ("energybid.sync.topics", "docs/topics.md"),
+    ],
 )
 def test_generated_lists_are_current(module, document):
     made = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, check=True).stdout
