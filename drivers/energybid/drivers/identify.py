@@ -23,7 +23,7 @@ from energybid.drivers.modbus.map import HOLDING, TYPES
 from energybid.drivers.profile import compile_profile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from energybid.drivers.probe import Prober
     from energybid.drivers.profile import Fingerprint, LoadedProfile, Register, SerialNumber
@@ -116,11 +116,17 @@ class Examiner:
         self._prober = prober
         self._unit = unit
         self._timeout_s = timeout_s
-        self._until = until
+        self.until = until
         self._silent = 0
         self._known: dict[tuple[int, int, int], bytes | None] = {}
+        self._objects: dict[int, bytes] | None = None
         self._refuses: set[int] = set()
         """Functions that the unit does not know."""
+
+    @property
+    def silent(self) -> bool:
+        """It answers no more."""
+        return self._silent >= SILENT_MAX
 
     async def read(self, function: int, first: int, count: int) -> bytes | None:
         """Registers' bytes; None where the unit refuses.
@@ -137,7 +143,7 @@ class Examiner:
         return self._known[place]
 
     async def _read(self, function: int, first: int, count: int) -> bytes | None:
-        if asyncio.get_running_loop().time() >= self._until:
+        if asyncio.get_running_loop().time() >= self.until:
             raise Unanswered
         pdu = await self._ask(struct.pack(">BHH", function, first, count), READ_OVERHEAD + 2 * count)
         if pdu is not None and pdu[0] == function:
@@ -149,12 +155,17 @@ class Examiner:
     async def _ask(self, pdu: bytes, reply: int) -> bytes | None:
         heard = await self._prober.ask(self._unit, pdu, self._timeout_s, reply=reply)
         self._silent = self._silent + 1 if heard.pdu is None else 0
-        if self._silent >= SILENT_MAX:
+        if self.silent:
             raise Unanswered
         return heard.pdu
 
     async def objects(self) -> dict[int, bytes]:
         """The basic stream of device identification; empty where the unit has none."""
+        if self._objects is None:
+            self._objects = await self._walk()
+        return self._objects
+
+    async def _walk(self) -> dict[int, bytes]:
         walk = objects.Walk()
         while walk.next_request is not None:
             pdu = await self._ask(walk.next_request, reply=64)
@@ -239,6 +250,13 @@ def _likeliest(profiles: Sequence[LoadedProfile], identity: Identity) -> list[Lo
 def _first_read(loaded: LoadedProfile) -> tuple[int, int, int]:
     marks: list[Fingerprint | Register] = [*loaded.fingerprints, *_judged(loaded), *loaded.registers]
     return marks[0].function, marks[0].first, marks[0].count
+
+
+def rivals(profiles: Iterable[LoadedProfile], names: Collection[str]) -> set[str]:
+    """The named profiles, and those that are plausible wherever one of them is: they judge by the same registers."""
+    places = {loaded.name: {(r.function, r.first, r.type) for r in _judged(loaded)} for loaded in profiles}
+    known = set().union(*(places[name] for name in names if name in places))
+    return {name for name, own in places.items() if name in names or own & known}
 
 
 # ---------------------------------------------------------------- evidence

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from energybid.core.errors import BusDownError
-from energybid.drivers.identify import Examiner, Identity, identify
+from energybid.drivers.identify import Examiner, Identity, identify, rivals
 from energybid.drivers.modbus import objects
 from energybid.drivers.modbus.exchange import READ_OVERHEAD
 from energybid.drivers.modbus.framing import EXCEPTION_FLAG, RTU_OVERHEAD
@@ -53,7 +53,7 @@ IDENTIFY_S = 0.3
 """Least that a unit is waited for while it is identified."""
 IDENTIFYING_S = 0.8
 """About how long it takes to identify one; it always gets that long."""
-POOL_S, SHARE = 8.5, 1.5
+POOL_S, SHARE, POOL_REST_S = 7.0, 0.8, 0.1
 """All units at a setting have so long to be identified, unless thorough; each at most so many times its even share."""
 NEVER = float("inf")
 SETTINGS_MAX = 8
@@ -336,24 +336,41 @@ class Scanner:
     # ------------------------------------------------------------ identifying
 
     async def _identify(self, setting: Setting) -> None:
-        profiles = list(self._search.profiles)
-        state, thorough = self._state, self._search.thorough
+        """Identify all units at a setting; where time is short, each a little further, in turn."""
+        state, loop = self._state, asyncio.get_running_loop()
         state.found.sort(key=lambda found: (found.setting, found.unit))
-        pool_s = POOL_S
+        groups = [self._group(f) for f in state.at(setting) if f.identity and f.identity.complete]
         waiting = [f for f in state.at(setting) if f.identity is None or not f.identity.complete]
-        for number, found in enumerate(waiting):
-            self._watcher.progress(setting.label, found.unit, number / len(waiting), len(waiting) - number)
-            prober = await self._tuned(setting)
-            timeout_s = max(IDENTIFY_S, 2 * found.delay_s + 0.1)
-            began = asyncio.get_running_loop().time()
-            share_s = max(IDENTIFYING_S, SHARE * pool_s / (len(waiting) - number))
-            examiner = Examiner(prober, found.unit, timeout_s, until=NEVER if thorough else began + share_s)
-            found.identity = await identify(examiner, profiles, thorough=thorough)
-            pool_s -= asyncio.get_running_loop().time() - began
+        prober = await self._tuned(setting)
+        examiners = {f.unit: Examiner(prober, f.unit, max(IDENTIFY_S, 2 * f.delay_s + 0.1)) for f in waiting}
+        pool_s, least_s = NEVER if self._search.thorough else POOL_S, IDENTIFYING_S
+        while waiting and pool_s > POOL_REST_S:
+            for number, found in enumerate(list(waiting)):
+                self._watcher.progress(setting.label, found.unit, number / len(waiting), len(waiting) * IDENTIFYING_S)
+                began = loop.time()
+                examiners[found.unit].until = began + max(least_s, SHARE * pool_s)
+                found.identity = await self._examine(examiners[found.unit], groups)
+                pool_s -= loop.time() - began
+                if found.identity.complete or examiners[found.unit].silent:
+                    groups.append(self._group(found))
+                    waiting.remove(found)
+            least_s = 0.0
+        for found in state.at(setting):
             self._watcher.found(found)
-            # The next one is likely to be of the same make.
-            best = found.identity.best
-            profiles.sort(key=lambda loaded: best is not None and loaded.name != best.profile)
+
+    async def _examine(self, examiner: Examiner, groups: Sequence[frozenset[str]]) -> Identity:
+        """Identify a unit, which is likely to be what another one on this bus is."""
+        thorough, profiles = self._search.thorough, self._search.profiles
+        for group in [] if thorough else dict.fromkeys(groups):
+            identity = await identify(examiner, [loaded for loaded in profiles if loaded.name in group])
+            if identity.complete and identity.likely:
+                return identity
+        return await identify(examiner, profiles, thorough=thorough)
+
+    def _group(self, found: Found) -> frozenset[str]:
+        """The profiles that were in question for a unit, and those that would be for others like it."""
+        names = {candidate.profile for candidate in found.identity.candidates} if found.identity else set()
+        return frozenset(rivals(self._search.profiles, names))
 
 
 def settings_of(

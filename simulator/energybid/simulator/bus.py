@@ -31,7 +31,7 @@ class Device(Protocol):
     """What answers requests: a meter."""
 
     def respond(self, pdu: bytes, at_ms: int) -> bytes:
-        """The PDU of the answer or exception, at a moment of the replay in ms."""
+        """The PDU of the answer or exception, at a moment of the replay in ms; empty for none."""
 
 
 @dataclass(kw_only=True)
@@ -76,6 +76,8 @@ class Bus:
         source, fault = station.faults, station.faults.draw()
         if fault is None:
             source, fault = self.faults, self.faults.draw()
+        if not answer:
+            fault = Fault.NO_REPLY
         if fault is not None:
             self.counts[fault.value] += 1
         else:

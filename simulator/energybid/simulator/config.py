@@ -10,6 +10,7 @@ from energybid.core.errors import ConfigurationError
 from energybid.core.settings import Duration, Settings, parse_toml
 from energybid.drivers.profile import load_profile
 from energybid.simulator.faults import UNIT_MAX, Fault, FaultSource
+from energybid.simulator.recorded import load_dump
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 _DURATION = TypeAdapter[float](Duration)
@@ -33,6 +34,14 @@ def _known_profile(name: str) -> str:
     except OSError as error:
         raise ValueError(f"{error.filename}: {error.strerror}") from None
     return name
+
+
+def _known_dump(path: str) -> str:
+    try:
+        load_dump(path)
+    except ConfigurationError as error:
+        raise ValueError("; ".join(error.faults)) from None
+    return path
 
 
 class FaultsModel(Settings):
@@ -80,8 +89,10 @@ class MeterModel(Settings):
     name: Name
     """Unique in the file; texture and phases of its site follow from it and the seed."""
     unit: int = Field(ge=1, le=UNIT_MAX)
-    profile: Annotated[str, AfterValidator(_known_profile)]
+    profile: Annotated[str, AfterValidator(_known_profile)] | None = None
     """A profile's name (``energybid profile list``) or the path of a TOML file."""
+    dump: Annotated[str, AfterValidator(_known_dump)] | None = None
+    """In place of a profile: the path of a recorded meter (``energybid dump``); what it measures does not change."""
     reply_delay: Duration = Field(0.0, ge=0, le=10)
     """From the end of the request to the start of the answer."""
     load: float = Field(1.0, ge=0.001, le=10_000)
@@ -92,6 +103,12 @@ class MeterModel(Settings):
     begin: Duration = Field(0.0, ge=0)
     """Where in the recorded fortnight the replay begins."""
     faults: FaultsModel = FaultsModel()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.profile is None) == (self.dump is None):
+            raise ValueError("write either profile or dump")
+        return self
 
 
 class _BusModel(Settings):

@@ -23,6 +23,7 @@ from energybid.simulator.config import (
 )
 from energybid.simulator.household import Household, Site, chance_between
 from energybid.simulator.meters import Meter
+from energybid.simulator.recorded import Recorded, load_dump
 from energybid.simulator.system import PtyTransport, serve_tcp, serve_udp, tls_context
 
 INITIAL_WH_MIN, INITIAL_WH_MAX = 1_000_000, 9_000_000
@@ -107,6 +108,16 @@ def make_bus(model: AnyBusModel, seed: int, replay_ms: Callable[[], int]) -> Bus
 
 
 def _station(model: MeterModel, seed: str) -> Station:
+    return Station(
+        name=model.name,
+        unit=model.unit,
+        device=Recorded(load_dump(model.dump)) if model.dump else _meter(model, seed),
+        reply_delay_s=model.reply_delay,
+        faults=model.faults.source(seed),
+    )
+
+
+def _meter(model: MeterModel, seed: str) -> Meter:
     site = Site(
         load_permille=round(model.load * 1000),
         pv_peak_w=model.pv_peak_w,
@@ -116,16 +127,9 @@ def _station(model: MeterModel, seed: str) -> Station:
     )
     number = chance_between(seed, "serial number", SERIAL_NUMBERS // 9, SERIAL_NUMBERS)
     try:
-        meter = Meter(load_profile(model.profile), Household(seed, site), serial_number=number)
+        return Meter(load_profile(model.profile or ""), Household(seed, site), serial_number=number)
     except ValueError as error:
         raise ConfigurationError([f"meter {model.name}: {model.profile}: {error}"]) from None
-    return Station(
-        name=model.name,
-        unit=model.unit,
-        device=meter,
-        reply_delay_s=model.reply_delay,
-        faults=model.faults.source(seed),
-    )
 
 
 async def _open(model: AnyBusModel, bus: Bus, base: Path) -> tuple[_Closable, dict[str, Any]]:

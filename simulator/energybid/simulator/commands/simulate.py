@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from energybid.core import exit_codes
-from energybid.simulator.config import duration, load_bus_file
+from energybid.core.settings import check
+from energybid.simulator.config import BusFile, duration, load_bus_file
 from energybid.simulator.serve import Place, Served, serve
 from energybid.simulator.system import cpu_seconds, describe_commit, in_processes, stop_event
 from energybid.simulator.world.report import event_log, facts, render, replay_command, slim
@@ -21,6 +22,8 @@ examples:
   energybid simulate bus -c bus.toml               until Ctrl-C or SIGTERM
   energybid simulate bus -c bus.toml --for 30s     then end by itself
   energybid simulate bus -c bus.toml --json        one JSON line when ready, one at the end
+  energybid simulate bus --dump recorded.toml      a meter recorded by `energybid dump`, on TCP
+  energybid simulate bus --dump recorded.toml --device line.tty --unit 7
 
   energybid simulate world --seed 7 --days 3 --faults all
   energybid simulate world --seed 1 --seeds 200 --jobs 2             200 worlds of one day, on two cores
@@ -38,7 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``simulate``."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     bus = what.add_parser("bus", help="meters on Modbus TCP and Modbus RTU buses")
-    bus.add_argument("-c", "--config", type=Path, required=True, help="bus.toml; simulator/README.md shows one")
+    source = bus.add_mutually_exclusive_group(required=True)
+    source.add_argument("-c", "--config", type=Path, help="bus.toml; simulator/README.md shows one")
+    source.add_argument("--dump", metavar="FILE", help="one recorded meter (see `energybid dump`) instead")
+    bus.add_argument("--unit", type=int, default=1, metavar="N", help="with --dump: its address (default: 1)")
+    bus.add_argument("--port", type=int, default=0, metavar="N", help="with --dump: TCP port (default: a free one)")
+    bus.add_argument("--device", metavar="LINK", help="with --dump: on a pty at 9600 baud that this link points to")
     bus.add_argument("--for", dest="for_s", type=duration, metavar="DURATION", help="end after so long, such as 30s")
     bus.add_argument("--json", action="store_true", help="JSON lines on stdout: ready, stopped")
     world = what.add_parser("world", help="the whole system in virtual time, with faults, and its invariants checked")
@@ -110,9 +118,9 @@ def _failed(outcome: Outcome, arguments: argparse.Namespace) -> None:
 
 
 async def _serve(arguments: argparse.Namespace) -> int:
-    file = load_bus_file(arguments.config)
+    file = _one_recorded(arguments) if arguments.dump else load_bus_file(arguments.config)
     stop = stop_event()
-    async with serve(file, arguments.config.parent) as served:
+    async with serve(file, Path() if arguments.dump else arguments.config.parent) as served:
         _tell(_ready(served), as_json=arguments.json)
         try:
             async with asyncio.timeout(arguments.for_s):
@@ -121,6 +129,15 @@ async def _serve(arguments: argparse.Namespace) -> int:
             pass
         _tell(_stopped(served), as_json=arguments.json)
     return exit_codes.OK
+
+
+def _one_recorded(arguments: argparse.Namespace) -> BusFile:
+    """A bus.toml with one recorded meter."""
+    where = {"kind": "modbus-tcp", "port": arguments.port, "unknown_unit": "silence"}
+    if arguments.device:
+        where = {"kind": "modbus-rtu", "device": arguments.device}
+    meter = {"name": "recorded", "unit": arguments.unit, "dump": arguments.dump}
+    return check("command line", {"bus": [{"name": "recorded", **where, "meter": [meter]}]}, BusFile)
 
 
 def _place(place: Place) -> dict[str, Any]:
