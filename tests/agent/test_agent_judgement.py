@@ -27,6 +27,15 @@ def test_a_fall_is_marked_once():
     assert found == [None, (Status.OK, Status.SUSPECT, Status.OK), None]
 
 
+def test_a_fall_in_a_reading_that_was_not_logged_is_marked_in_the_next_one():
+    judge = Judge(GROUP)
+    for values in ((9, 5, 5), (9, 4, 5), (9, 4, 6)):
+        judge(Sample(0, 0, 0, values, None))
+        if values != (9, 5, 5):
+            judge.left_out()
+    assert judge(Sample(0, 0, 0, (9, 4, 7), None)).status == (Status.OK, Status.SUSPECT, Status.OK)
+
+
 def test_a_missing_number_does_not_hide_the_fall_behind_it():
     missing = (Status.OK, Status.NO_REPLY, Status.OK)
     found = judged(((9, 5, 5), None), ((9, None, 5), missing), ((9, 4, 3), None))

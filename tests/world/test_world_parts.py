@@ -365,8 +365,8 @@ def test_a_scenario_file_is_checked(tmp_path):
     path.write_text("tcp_meters = 0\nserial_meters = 0\n")
     with pytest.raises(ConfigurationError, match="needs a meter"):
         load_scenario(path)
-    path.write_text("in_flight = 4\n")
-    with pytest.raises(ConfigurationError, match="wrong_transaction"):
+    path.write_text("in_flight = 1\n")
+    with pytest.raises(ConfigurationError, match="in_flight"):
         load_scenario(path)
     with pytest.raises(ConfigurationError, match="No such file"):
         load_scenario(tmp_path / "missing.toml")

@@ -29,12 +29,12 @@ Counters = dict[tuple[str, bytes], tuple[int, int]]
 class Judge:
     """Compares the samples of one poll group of one meter, each with the one before."""
 
-    __slots__ = ("_last", "_places")
+    __slots__ = ("_before", "_last", "_places")
 
     def __init__(self, group: PollGroup) -> None:
         """Know which quantities are cumulative."""
         self._places = [place for place, quantity in enumerate(group.quantities) if quantity.cumulative]
-        self._last = [MANTISSA_MIN] * len(self._places)
+        self._last = self._before = [MANTISSA_MIN] * len(self._places)
 
     def remember(self, meter: str, group: PollGroup, counters: Counters) -> None:
         """Compare the first sample with what an earlier run of the agent has logged."""
@@ -47,6 +47,7 @@ class Judge:
     def __call__(self, sample: Sample) -> Sample:
         """The sample, with SUSPECT beside every cumulative number that is smaller than the one before."""
         values = sample.values
+        self._before = self._last
         if sample.status is None:  # then no number is missing
             now: list[int] = [values[place] for place in self._places]  # type: ignore[misc]
             if not any(map(lt, now, self._last)):
@@ -54,8 +55,13 @@ class Judge:
                 return sample
         return self._compare(sample, values)
 
+    def left_out(self) -> None:
+        """The newest sample was not logged: its mark is seen by nobody, and belongs to the next one that is."""
+        self._last = self._before
+
     def _compare(self, sample: Sample, values: Sequence[int | None]) -> Sample:
         """Number by number: some may be missing."""
+        self._last = self._last.copy()
         fallen = []
         for index, place in enumerate(self._places):
             value = values[place]

@@ -349,7 +349,8 @@ class BusPoller:
         meter.last[group] = sample
         if sample.mono_ms - meter.declared_ms >= DECLARE_EVERY_MS and not self._recorder.space.sealed:
             self._declare(meter, sample.mono_ms)
-        self._recorder.reading(meter.declaration, group, sample)
+        if not self._recorder.reading(meter.declaration, group, sample):
+            meter.judges[group].left_out()
 
     def _failed(self, meter: Meter, groups: tuple[int, ...], error: MeterError) -> None:
         if not meter.failures:

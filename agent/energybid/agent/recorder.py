@@ -154,12 +154,12 @@ class Recorder:
         self._offset_ms = now_ms - mono_ms
         self._start = self.append(Start(self._platform.boot_id, now_ms, mono_ms, self._clock, version, configuration))
 
-    def reading(self, declaration: int, group: int, sample: Sample) -> None:
-        """Append a reading, or what of it there is room for; await ``room`` before."""
+    def reading(self, declaration: int, group: int, sample: Sample) -> bool:
+        """Append a reading, or what of it there is room for, and whether there was any; await ``room`` before."""
         if self._sparing:
             spared = self._spare(declaration, group, sample)
             if spared is None:
-                return
+                return False
             sample = spared
         clock = int(self._platform.clock_state())
         offset_ms = sample.time_ms - sample.mono_ms
@@ -181,6 +181,7 @@ class Recorder:
         )
         self.readings += 1
         self.values += len(sample.values)
+        return True
 
     def _spare(self, declaration: int, group: int, sample: Sample) -> Sample | None:
         now_s = asyncio.get_running_loop().time()

@@ -14,6 +14,7 @@ EXCEPTION_FLAG = 0x80
 DEVICE_FAILURE = 4
 """SERVER DEVICE FAILURE (Modbus Application Protocol V1.1b3 §7)."""
 GARBAGE_MAX = 8
+HELD_BACK_MAX_S = 0.3
 UNIT_MAX = 247
 
 
@@ -35,6 +36,8 @@ class Fault(StrEnum):
     DUPLICATE = "duplicate"
     GARBAGE = "garbage"
     """One to eight random bytes, then the answer."""
+    OVERTAKEN = "overtaken"
+    """TCP only: held back for up to 0.3 s, so that answers to later requests come before it."""
 
 
 class Answer(NamedTuple):
@@ -107,6 +110,8 @@ def spoil(answer: Answer, fault: Fault | None, encode: Encode, source: FaultSour
             return []
         case Fault.LATE:
             return [Send(source.late_by_s, frame)]
+        case Fault.OVERTAKEN:
+            return [Send(source.chance.random() * HELD_BACK_MAX_S, frame)]
         case Fault.DUPLICATE:
             return [Send(0, frame), Send(0, frame)]
         case _:

@@ -15,7 +15,7 @@ from energybid.core.ports import BusPlan, MeterPlan, Platform, SerialEndpoint, T
 from energybid.core.quantities import ClockState
 from energybid.drivers.profile import load_profile
 from energybid.simulator.bus import Bus, LineTiming, RtuLine, Station, TcpConnection
-from energybid.simulator.faults import FaultSource
+from energybid.simulator.faults import Fault, FaultSource
 from energybid.simulator.virtual import VirtualClock, VirtualOffload
 from energybid.simulator.world.broker import Broker
 from energybid.simulator.world.disk import Beside, Disk, DiskState, WatchedDatabase
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 TENANT = "world"
 JOURNAL = "journal.db"
-HOST, DEVICE = "meters.example", "/dev/serial/by-id/usb-adapter"
+HOST, DEVICE, PORT = "meters.example", "/dev/serial/by-id/usb-adapter", "/dev/ttyUSB{}"
+PORTS = 4
 BAUD = 19_200
 DRIVERS = dict.fromkeys(("modbus-tcp", "modbus-rtu"), "energybid.drivers.modbus.driver:open_driver")
 QUICK_S, SLOW_S = (0.001, 0.02), (0.1, 10.0)
@@ -77,12 +78,14 @@ class Gateway:
         self.chance = chance
         self._now_s = asyncio.get_running_loop().time
         self._scenario = scenario
+        self._in_flight = scenario.in_flight if chance.random() < scenario.pipelined else 1
         self._broker = broker
         self._violated = violated
         self._trace = trace
         self._slow = False
-        self._forgiven_s = 0.0
+        self._forgiven_s = self._broken_s = 0.0
         self._boot_id = chance.randbytes(16)
+        self._unplugged = 0
         self._stop = asyncio.Event()
         key = PrivateKey.from_entropy(chance.randbytes(48))
         self.key = key.public
@@ -97,7 +100,11 @@ class Gateway:
         )
         self.buses = {bus.name: Bus(stations=self._stations(bus), replay_ms=int) for bus in buses}
         self.sockets = {bus.name: self._socket(bus) for bus in buses}
-        self._wiring = Wiring({HOST if name == "tcp" else DEVICE: socket for name, socket in self.sockets.items()})
+        self.wiring = Wiring(
+            {HOST if name == "tcp" else PORT.format(0): socket for name, socket in self.sockets.items()},
+            {DEVICE: PORT.format(0)} if "line" in self.sockets else {},
+            lambda text: trace.event("port", f"{name} {text}"),
+        )
         self.topics: Topics = topics_for(TENANT, name)
         self.plan = self._plan(key, headend_key, buses)
         devices = {meter.plan.name: meter.device for meter in self.meters.values()}
@@ -137,7 +144,7 @@ class Gateway:
             kind=kind,
             endpoint=endpoint,
             meters=tuple(meters),
-            in_flight=self._scenario.in_flight if kind == "modbus-tcp" else 1,
+            in_flight=self._in_flight if kind == "modbus-tcp" else 1,
             lateness_s=2.0,
         )
 
@@ -182,7 +189,10 @@ class Gateway:
         for name, bus in self.buses.items():
             model = scenario.faults.tcp if name == "tcp" else scenario.faults.serial
             seed = str(self.chance.random())
-            bus.faults = FaultSource(seed, model.rates(), model.late_by)
+            rates = model.rates()
+            if name == "tcp":  # the wrong number may be that of a request under way: nobody can tell it from the truth
+                rates.pop(Fault.WRONG_TRANSACTION if self._in_flight > 1 else Fault.OVERTAKEN, None)
+            bus.faults = FaultSource(seed, rates, model.late_by)
             self.sockets[name].cut_rate = scenario.faults.cut if name == "tcp" else 0.0
 
     # ------------------------------------------------------------ the agent
@@ -199,7 +209,7 @@ class Gateway:
             entropy=chance.randbytes,
             random=chance,
             offload=offload,
-            open_bus=self._wiring.open,
+            open_bus=self.wiring.open,
             connect_uplink=self._broker.connect,
             open_database=self._open,
             notify=lambda _state: None,
@@ -240,12 +250,25 @@ class Gateway:
         if error is not None and not (is_journal_error(error) and (broken or self.watch.hurt is not None)):
             self._violated(Violation("stopped", f"{TENANT}/{self.name}: the agent ended: {error!r}"))
 
+    @property
+    def settled_s(self) -> float:
+        """For so long the disk has been well; 0 while it is not."""
+        if self._slow or self.disk.state is not DiskState.FINE or self.disk.failing_syncs:
+            return 0.0
+        return self._now_s() - self._broken_s
+
     def stop(self) -> None:
         """Stop the agent as SIGTERM does, for good."""
         self.service.retire()
         self._stop.set()
 
     # ------------------------------------------------------------ what befalls it
+
+    def unplug(self, seconds: float) -> None:
+        """Pull the serial adapter out; when it is plugged in again, the kernel gives it another name."""
+        self.sockets["line"].refuse(seconds)
+        self._unplugged += 1
+        self.wiring.rename(DEVICE, PORT.format(self._unplugged % PORTS))
 
     def kill(self, why: str = "kill -9") -> None:
         """Kill the agent; the machine lives on, and what it wrote is there."""
@@ -274,6 +297,7 @@ class Gateway:
     def break_disk(self, state: DiskState) -> None:
         """The disk fails, or works again."""
         self.disk.state, self.disk.room = state, 0
+        self._broken_s = self._now_s()
         self._forgiven_s = self._now_s() + FORGIVEN_S
 
     def damage(self) -> None:
@@ -293,11 +317,13 @@ class Gateway:
 
     def fail_syncs(self, count: int) -> None:
         """So many of the next syncs fail."""
+        self._broken_s = self._now_s()
         self.disk.failing_syncs = count
 
     def slow_disk(self, *, slow: bool) -> None:
         """The disk takes its time, or does not."""
         self._slow = slow
+        self._broken_s = self._now_s()
         self._offload.delay_s = SLOW_S if slow else QUICK_S
 
     def synchronise(self) -> None:

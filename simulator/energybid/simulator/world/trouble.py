@@ -133,7 +133,7 @@ class Trouble:
         gateway.sockets["tcp"].refuse(seconds, silent=True)
 
     async def _adapter_unplugged(self, gateway: Gateway, seconds: float) -> None:
-        gateway.sockets["line"].refuse(seconds)
+        gateway.unplug(seconds)
 
     # ------------------------------------------------------------ broker and head-end
 

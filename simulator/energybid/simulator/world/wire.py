@@ -179,9 +179,28 @@ class Socket:
 class Wiring:
     """All of one gateway's sockets. ``open`` implements ``OpenBus``."""
 
-    def __init__(self, sockets: dict[str, Socket]) -> None:
-        """Know the sockets by device or host."""
+    def __init__(
+        self,
+        sockets: dict[str, Socket],
+        links: dict[str, str] | None = None,
+        opened: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Know the sockets.
+
+        Args:
+            sockets: By device or host.
+            links: Names that stay → devices, which may change theirs.
+            opened: Told when a name leads to another device than the last time.
+        """
         self.sockets = sockets
+        self.links = links or {}
+        self._opened = opened
+        self._last: dict[str, str] = {}
+
+    def rename(self, link: str, device: str) -> None:
+        """An adapter was plugged in again: its device has another name, and the old one is no more."""
+        self.sockets[device] = self.sockets.pop(self.links[link])
+        self.links[link] = device
 
     async def open(self, endpoint: Endpoint, protocol: Callable[[], asyncio.Protocol], /) -> asyncio.Transport:
         """Connect ``protocol()`` to a bus.
@@ -190,4 +209,12 @@ class Wiring:
             BusDownError: It can not be opened.
         """
         name = endpoint.device if isinstance(endpoint, SerialEndpoint) else endpoint.host
-        return await self.sockets[name].connect(protocol)
+        device = self.links.get(name, name)
+        socket = self.sockets.get(device)
+        if socket is None:
+            raise BusDownError(f"can not open {name}: no such device")
+        transport = await socket.connect(protocol)
+        if self._last.get(name, device) != device:
+            self._opened(f"{name} is {device}")
+        self._last[name] = device
+        return transport

@@ -12,6 +12,7 @@ from energybid.simulator.virtual import run
 from energybid.simulator.world.broker import Broker
 from energybid.simulator.world.disk import unheard
 from energybid.simulator.world.gateway import TENANT, Gateway
+from energybid.simulator.world.memory import Growth
 from energybid.simulator.world.scenario import Faults, Scenario
 from energybid.simulator.world.trace import Trace
 from energybid.simulator.world.trouble import DAY_S, Trouble
@@ -21,6 +22,11 @@ from energybid.simulator.world.watch import Epoch, Violation
 CALM_MAX_S = 4 * 3600.0
 """After the last fault everything must be delivered within this time."""
 LOOK_S = 60.0
+MEMORY_EVERY_S = 600.0
+GROWTH_MAX, GROWTH_PER_METER = 500, 500
+"""So many references more than at its beginning a process may hold."""
+SETTLED_S = 300.0
+"""So long after a disk's fault a gateway may keep readings in memory."""
 STOP_MAX_S = 60.0
 
 
@@ -97,6 +103,7 @@ class World:
     async def live(self, days: float) -> None:
         """Let it run: so many days with trouble, then calm, until everything is delivered; then stop and compare."""
         services = [self.utility.service, *(gateway.service for gateway in self.gateways)]
+        memory = asyncio.get_running_loop().create_task(self._memory())
         running = [asyncio.get_running_loop().create_task(service.run()) for service in services]
         trouble = Trouble(str(self._seed), self.gateways, self.utility, self.broker, self.trace)
         trouble.start(self._scenario.faults.happenings())
@@ -108,11 +115,25 @@ class World:
             await self._stop()
         if not self.violations:
             self._compare()
+        memory.cancel()
         for task in running:
             task.cancel()
         for service in services:
             service.kill("the end")
-        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.gather(memory, *running, return_exceptions=True)
+
+    async def _memory(self) -> None:
+        """Look now and then what the processes hold in memory."""
+        growth, headend = Growth(), self.utility.service
+        while True:
+            await asyncio.sleep(MEMORY_EVERY_S)
+            found = [growth.look(headend.name, headend.starts, headend.life, GROWTH_MAX * len(self.gateways))]
+            for gateway in self.gateways:
+                if gateway.settled_s >= SETTLED_S:
+                    most = GROWTH_MAX + GROWTH_PER_METER * len(gateway.meters)
+                    found.append(growth.look(gateway.name, gateway.service.starts, gateway.service.life, most))
+            for text in filter(None, found):
+                self._violated(Violation("bounds", text))
 
     async def _until(self, seconds: float) -> None:
         try:
