@@ -79,11 +79,16 @@ quantity = [
 """.encode()
 
 
-def line_plan(endpoint: SerialEndpoint, units: range, text: bytes, *, interval_s: float = 0.0, **changes: Any) -> BusPlan:
+def line_plan(
+    endpoint: SerialEndpoint, units: range, text: bytes, *, interval_s: float = 0.0, **changes: Any
+) -> BusPlan:
     loaded = parse_profile("long", text, source="long.toml")
     groups, compiled = compile_profile(loaded, interval_s=interval_s)
-    settings: dict[str, Any] = {"timeout_s": 0.5, "retries": 2, "profile": "long", "profile_hash": loaded.sha256} | changes
+    settings: dict[str, Any] = {
+        "timeout_s": 0.5,
+        "retries": 2,
+        "profile": "long",
+        "profile_hash": loaded.sha256,
+    } | changes
     meters = tuple(MeterPlan(name=f"m{unit}", unit=unit, groups=groups, map=compiled, **settings) for unit in units)
     return BusPlan(name="line", kind="modbus-rtu", endpoint=endpoint, meters=meters)
-
-

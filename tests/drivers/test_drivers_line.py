@@ -57,12 +57,10 @@ def use_of(line):
 
 @pytest.mark.parametrize("baudrate", [9600, 19_200, 115_200])
 @pytest.mark.parametrize("meters", [2, 32])
-def test_the_line_is_used_to_95_percent(tmp_path, baudrate, meters, capsys):
+def test_the_line_is_used_to_95_percent(tmp_path, baudrate, meters):
     endpoint = SerialEndpoint(device="/dev/ttyUSB0", baudrate=baudrate)
     line = Line(endpoint, delay_s=0.02)
     polled(tmp_path / "j", line, line_plan(endpoint, range(1, meters + 1), profile(40, registers=80)), 30)
-    with capsys.disabled():
-        print(f"\n{baudrate} baud, {meters} meters: {use_of(line):.4f}, {len(line.asked_at) / 29:.1f}/s")
     assert use_of(line) >= 0.95
     assert line.collisions == 0
 
@@ -84,15 +82,13 @@ ABSENT = frozenset()
 
 
 @pytest.mark.parametrize("interval_s", [0.0, 10.0])
-def test_five_dead_meters_of_32_change_the_interval_of_the_others_by_less_than_5_percent(tmp_path, interval_s, capsys):
+def test_five_dead_meters_of_32_change_the_interval_of_the_others_by_less_than_5_percent(tmp_path, interval_s):
     _, _, alone = healthy_intervals(tmp_path / "a", ABSENT, interval_s=interval_s)
     poller, line, found = healthy_intervals(tmp_path / "b", {28, 29, 30, 31, 32}, interval_s=interval_s)
     wanted_s = mean(mean(times) for times in alone)
     change = [mean(times) / wanted_s - 1 for times in found]
     worst = max(abs(time_s / wanted_s - 1) for times in found for time_s in times)
     probes = sum(frame.unit > 27 for frame in line.requests)
-    with capsys.disabled():
-        print(f"\n{wanted_s:.3f} s: mean {max(change):.2%}, worst {worst:.2%}, {probes} probes")
     assert all(abs(part) < 0.05 for part in change)
     assert worst < 0.05
     assert probes > 5 * 4

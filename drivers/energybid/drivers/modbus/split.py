@@ -11,11 +11,14 @@ import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from energybid.drivers import planner
 from energybid.drivers.modbus.learned import Span
 from energybid.drivers.modbus.map import TYPES, Factor, Field, Request
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
+
+    from energybid.drivers.planner import Terms
 
 Outcome = bytes | int
 """As in ``exchange``: the registers' bytes, or a number that says why there are none."""
@@ -80,9 +83,44 @@ def parts_of(requests: Iterable[Request]) -> list[Part]:
     return parts
 
 
-def around(parts: Iterable[Part], spans: Collection[Span]) -> list[Part]:
-    """The same without what is refused: values whose registers are refused are left out."""
-    return [piece for part in parts for piece in _cut(part, [s for s in spans if s.function == part.request.function])]
+def around(parts: Sequence[Part], spans: Collection[Span], terms: Terms | None = None) -> list[Part]:
+    """The cheapest requests for the same values that touch nothing of what is refused.
+
+    Values whose registers are refused are left out.
+
+    Args:
+        parts: The requests of a poll group as compiled.
+        spans: What is refused.
+        terms: What requests are planned by; None only cuts the given ones.
+    """
+    pieces = [
+        piece for part in parts for piece in _cut(part, [s for s in spans if s.function == part.request.function])
+    ]
+    if terms is None or pieces == list(parts):
+        return pieces
+    cells = [(piece.request.function, cell) for piece in pieces for cell in cells_of(piece)]
+    readable: list[planner.Span] = [part for span in terms.readable for part in _outside(span, spans)]
+    wanted = [planner.Span(function, cell.first, cell.end) for function, cell in cells]
+    plan = planner.plan(wanted, readable, terms.cost, registers_max=terms.registers_max)
+    return [part_of(run.function, _cells_in(run, cells)) for run in plan]
+
+
+def _cells_in(run: planner.Span, cells: Iterable[tuple[int, Cell]]) -> list[Cell]:
+    own = (cell for f, cell in cells if f == run.function and run.first <= cell.first and cell.end <= run.end)
+    return sorted(own, key=lambda cell: cell.first)
+
+
+def _outside(span: planner.Span, refused: Collection[Span]) -> Iterator[planner.Span]:
+    """What is left of a readable span."""
+    first = span.first
+    for hole in sorted(refused):
+        if hole.function == span.function and first <= hole.first and hole.first <= span.end:
+            yield from [span._replace(first=first, end=hole.first)] if hole.first > first else []
+            first = max(first, hole.end)
+        elif hole.function == span.function and hole.first < first < hole.end:
+            first = hole.end
+    if first < span.end:
+        yield span._replace(first=first)
 
 
 def _cut(part: Part, spans: Sequence[Span]) -> Iterator[Part]:

@@ -79,6 +79,7 @@ class Unit:
         for several in meter.map.together:
             self.together[several.groups] = len(self.compiled)
             self.compiled.append([Part(*pair) for pair in zip(several.requests, several.places, strict=True)])
+        self._terms = meter.map.terms
         self.search_at = [-NEVER] * len(self.compiled)
         """Loop time from which on a refusal is looked into, by group."""
         self._fruitless = [0] * len(self.compiled)
@@ -93,7 +94,7 @@ class Unit:
         readings = []
         for parts in self.compiled:
             # A group that is refused as a whole is asked for as a whole: the answer says so each time.
-            pieces = around(parts, spans) or parts
+            pieces = around(parts, spans, self._terms) or parts
             readings.append(Reading(self.plan.unit, pieces, plain=not spans))
         self.readings = readings
 
