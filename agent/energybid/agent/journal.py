@@ -207,6 +207,8 @@ class Segment(NamedTuple):
         entries = columns.decode(raw, limit=SEGMENT_ENTRIES_MAX, trusted=True)
         if len(entries) != self.end - self.first:
             raise EvidenceError(f"segment {self.first} to {self.end} holds {len(entries)} entries")
+        if self.previous and not self.first < self.previous[0] < self.end:
+            raise EvidenceError(f"segment {self.first} to {self.end} can not have grown at {self.previous[0]}")
         return entries
 
 
