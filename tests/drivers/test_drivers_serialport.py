@@ -27,6 +27,7 @@ from energybid.drivers.serialport.settings import (
     switch_direction,
 )
 from energybid.drivers.serialport.system import SerialPorts
+from energybid.drivers.serialport.system import _why as why
 
 
 class Machine:
@@ -363,3 +364,29 @@ def test_a_port_is_claimed_but_no_pty():
     os.close(near)
     with Path("/dev/null").open() as null:
         assert not is_pty(null.fileno())
+
+
+async def test_a_port_that_others_read_without_a_lock_is_told(machine, caplog, monkeypatch):
+    monkeypatch.setattr("energybid.drivers.serialport.settings.PTY_MAJORS", range(0))  # a pty counts as a port
+    machine.plug("ttyUSB0")
+    command = [sys.executable, "-c", HOLDER.replace("exclusive=True", ""), real(machine, "ttyUSB0")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:  # noqa: ASYNC220  of its own
+        assert other.stdout.readline() == b"held\n"
+        transport = SerialPorts(machine.root).open(SerialEndpoint(device="/dev/ttyUSB0", baudrate=9600), Heard)
+        other.stdin.close()
+    assert "/dev/ttyUSB0 is open elsewhere too: in use by " in caplog.text
+    assert f"process {other.pid} (" in caplog.text
+    transport.close()
+    await transport.get_protocol().lost
+
+
+def test_why_a_port_does_not_open():
+    assert "usermod -aG dialout" in why("/dev/x", PermissionError(errno.EACCES, "Permission denied"))
+    assert why("/dev/x", ValueError("Not a valid baudrate")) == "Not a valid baudrate"
+    assert why("/dev/x", OSError(errno.EIO, "Could not configure port")) == "Input/output error"
+
+
+def test_an_adapter_that_goes_away_while_it_is_looked_at_is_none(machine):
+    machine.plug("ttyUSB0")
+    (machine.root / "sys/devices/usb1/1-1/1-1:1.0/bInterfaceNumber").write_text("odd")
+    assert usb_ports(machine.root) == []

@@ -123,7 +123,7 @@ meter = []
         "device: is missing",
         "parity: Input should be 'N', 'E' or 'O'",
         "meter: List should have at least 1 item",
-        "expected tags: 'modbus-tcp', 'modbus-rtu'",
+        "expected tags: 'modbus-tcp', 'modbus-udp', 'modbus-rtu-tcp', 'modbus-rtu', 'modbus-ascii'",
     ):
         assert part in err, part
 
@@ -153,6 +153,50 @@ meter = [{ name = "o", unit = 1, profile = "abb-b23" }]
         "bus[1].faults.wrong_transaction: there is no such fault on modbus-rtu",
     ):
         assert part in err, part
+
+
+def test_faults_of_the_further_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = """
+[[bus]]
+name = "a"
+kind = "modbus-ascii"
+device = "x.tty"
+faults = { wrong_transaction = 0.1 }
+meter = [{ name = "m", unit = 1, profile = "abb-b23" }]
+[[bus]]
+name = "b"
+kind = "modbus-rtu-tcp"
+meter = [{ name = "n", unit = 1, profile = "abb-b23", faults = { wrong_transaction = 0.1 } }]
+[[bus]]
+name = "c"
+kind = "modbus-udp"
+faults = { crc_error = 0.1 }
+meter = [{ name = "o", unit = 1, profile = "abb-b23" }]
+[[bus]]
+name = "d"
+kind = "modbus-rtu"
+device = "x.tty"
+meter = [{ name = "p", unit = 1, profile = "abb-b23" }]
+"""
+    err = faults(tmp_path, text, capsys)
+    for part in (
+        "bus[0].faults.wrong_transaction: there is no such fault on modbus-ascii",
+        "bus[1].meter[0].faults.wrong_transaction: there is no such fault on modbus-rtu-tcp",
+        "bus[2].faults.crc_error: there is no such fault on modbus-udp",
+        "devices must be unique: x.tty",
+    ):
+        assert part in err, part
+
+
+def test_certificates_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = """
+[[bus]]
+name = "a"
+kind = "modbus-tcp"
+tls = { certificate = "none.pem" }
+meter = [{ name = "m", unit = 1, profile = "abb-b23" }]
+"""
+    assert f"bus a: tls: [Errno 2] No such file or directory ({tmp_path}/none.pem)" in faults(tmp_path, text, capsys)
 
 
 def test_missing_file_wrong_duration_and_wrong_port(

@@ -1,4 +1,4 @@
-"""``energybid simulate``: serve simulated things. ``bus``: meters on Modbus TCP and RTU."""
+"""``energybid simulate``: serve simulated things. ``bus``: meters on Modbus buses of every kind."""
 
 import argparse
 import asyncio
@@ -40,7 +40,7 @@ event log is written.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``simulate``."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    bus = what.add_parser("bus", help="meters on Modbus TCP and Modbus RTU buses")
+    bus = what.add_parser("bus", help="meters on Modbus buses: TCP, TLS, UDP, RTU, ASCII, RTU over TCP")
     source = bus.add_mutually_exclusive_group(required=True)
     source.add_argument("-c", "--config", type=Path, help="bus.toml; simulator/README.md shows one")
     source.add_argument("--dump", metavar="FILE", help="one recorded meter (see `energybid dump`) instead")
