@@ -74,6 +74,9 @@ class ScriptedDriver:
         mono_ms = int(loop.time() * 1000)
         return Sample(self._clock.now_ns() // 1_000_000, int(self._takes_s * 1000), mono_ms, (value,), None)
 
+    async def poll_together(self, meter: MeterPlan, groups: tuple[int, ...]) -> list[Sample]:
+        return [await self.poll(meter, group) for group in groups]
+
     def learned(self, meter: MeterPlan) -> dict:
         return self.knowledge.get(meter.name, {})
 

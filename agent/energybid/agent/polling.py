@@ -28,7 +28,9 @@ DEAD_AFTER = 2
 """Failed polls in a row, all tries used, after which a meter counts as dead; one that never answered is after one."""
 BACKOFF_MAX_S = 300.0
 PROBE_SHARE = 40
-"""After a probe that there was no slack for, the next one waits so many times as long as that took."""
+"""After a probe the next one that there is no slack for waits so many times as long as that took."""
+PROBE_OWED_S = 5.0
+"""A probe that waited so long for slack in vain is made before the next poll."""
 DOWN_LOOK_S = 5.0
 """While a bus is down, each meter is polled no more often than this, just to see whether it is back."""
 DECLARE_EVERY_MS = 86_400_000
@@ -229,7 +231,7 @@ class BusPoller:
 
     def _take(self, now_ns: int) -> _Job | None:
         """A probe that may be made, or the poll that is due the longest."""
-        if self._probes and self._probes[0].due_ns <= now_ns and self._may_probe(self._probes[0].meter, now_ns):
+        if self._probes and self._may_probe(self._probes[0], now_ns):
             self._probing = True
             return heapq.heappop(self._probes)
         while self._heap and self._heap[0].due_ns <= now_ns:
@@ -250,11 +252,14 @@ class BusPoller:
             heapq.heapify(self._heap)
         return sorted([job, *others], key=lambda job: job.group)
 
-    def _may_probe(self, meter: Meter, now_ns: int) -> bool:
-        """Whether a probe fits before the next poll, or the bus owes the dead meters some time."""
-        if self._probing:
+    def _may_probe(self, job: _Job, now_ns: int) -> bool:
+        """Whether a probe fits before the next poll, or the bus owes it some time."""
+        if self._probing or job.due_ns > now_ns:
             return False
-        return self._slack_ns(now_ns) >= meter.probe_ns or now_ns >= self._probe_at_ns
+        return self._slack_ns(now_ns) >= job.meter.probe_ns or now_ns >= self._owed_at_ns(job)
+
+    def _owed_at_ns(self, job: _Job) -> int:
+        return max(job.due_ns + round(PROBE_OWED_S * NS), self._probe_at_ns)
 
     def _slack_ns(self, now_ns: int) -> int:
         """How long nobody needs the bus but dead meters."""
@@ -266,7 +271,7 @@ class BusPoller:
         """Until something comes due, or a probe is owed its time."""
         times = [self._heap[0].due_ns] if self._heap else []
         if self._probes and not self._probing:
-            times.append(max(self._probes[0].due_ns, self._probe_at_ns))
+            times.append(self._owed_at_ns(self._probes[0]))
             if self._probes[0].due_ns > now_ns:
                 times.append(self._probes[0].due_ns)
         return min([LOOK_AGAIN_S, *((due_ns - now_ns) / NS for due_ns in times)])
