@@ -211,6 +211,31 @@ def test_two_checkpoints(site, capsys):
     assert "no checkpoint at 61 entries is kept here" in said
 
 
+def test_a_checkpoint_that_a_stranger_was_shown_counts_though_the_row_has_grown_over_it(site, capsys):
+    """The agent can not know what another process has shown; the shown file itself holds what is signed."""
+    site.begin(b"n" * 16)
+    site.journal._fold = True
+    site.read(3, sent=False)
+    made, checked = proven(capsys, "--meter", "main")
+    assert (made["receipt"], checked["verified"]) == (False, True)
+    site.read(3, sent=False)
+    end = site.log.size
+    _, said = energybid(capsys, "prove", "--consistency", made["size"], end, "-o", "log.proof", code=1)
+    assert f"no checkpoint at {made['size']} entries is kept here" in said
+    energybid(capsys, "prove", "--consistency", "r.proof", end, "-o", "log.proof")
+    out, _ = energybid(capsys, "verify", "log.proof", "--key", "log.pub.pem")
+    assert f"at {end} entries begins with exactly the {made['size']} entries" in out
+    energybid(capsys, "prove", "--consistency", 3, "log.proof", "-o", "from-the-start.proof")
+    energybid(capsys, "prove", "--consistency", 12, 60, "--epoch", "6565", "-o", "old.proof")
+    for named, says, code in (
+        ("old.proof", "is of epoch 6565", 1),
+        ("log.pub.pem", "", 3),
+        ("none", "neither a number nor a file", 1),
+    ):
+        _, said = energybid(capsys, "prove", "--consistency", named, end, "-o", "x.proof", code=code)
+        assert says in said
+
+
 # ---------------------------------------------------------------- a pruned journal
 
 

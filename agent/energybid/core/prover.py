@@ -7,7 +7,8 @@ and every consistency proof from the size at which the kept part begins on (docs
 a port.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from energybid.core import cose
@@ -277,14 +278,22 @@ def prove_reading(history: History, sequence: int) -> ReadingProof:
     return ReadingProof(message, receipt, *entries)
 
 
-def prove_consistency(history: History, first: int, second: int) -> ConsistencyProof:
+def prove_consistency(
+    history: History, first: int, second: int, shown: Mapping[int, bytes] = MappingProxyType({})
+) -> ConsistencyProof:
     """Make the proof that the log at size ``second`` continues the log at size ``first``; check all but signatures.
+
+    Args:
+        history: Of the epoch.
+        first: Entries of the smaller one.
+        second: Entries of the larger one.
+        shown: COSE messages of checkpoints by size, which need not be kept here.
 
     Raises:
         LostError: One of the checkpoints, or a hash between, is not kept.
         EvidenceError: What is stored does not fit together.
     """
-    earlier, later = _checkpoint_at(history, first), _checkpoint_at(history, second)
+    earlier, later = (shown.get(size) or _checkpoint_at(history, size) for size in (first, second))
     smaller, larger = (parse_checkpoint(cose.peek(message)[1]) for message in (earlier, later))
     path = consistency(history, first, second)
     verify_consistency(first, second, path, smaller.root, larger.root)

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import apsw
 from energybid.agent.history import journal_histories
 from energybid.agent.moments import moment_ms, moment_text
 from energybid.core import cose, exit_codes
+from energybid.core.disclosure import ReadingProof, parse_proof
 from energybid.core.errors import ConfigurationError, EnergybidError, JournalError
 from energybid.core.evidence import parse_checkpoint
 from energybid.core.ports import Database
@@ -29,6 +31,7 @@ examples:
   energybid prove journal.db --meter main --at 2026-11-22T12:00:00Z -o reading.proof
   energybid prove headend.db --origin demo/gw-1 --meter main --quantity 1-0:1.8.0 -o reading.proof
   energybid prove journal.db --consistency 1200 3400 -o log.proof
+  energybid prove journal.db --consistency reading.proof 3400 -o log.proof
   energybid verify reading.proof --key keys/log.pub.pem --key keys/headend.pub.pem
 
 Works on the gateway's journal, also while the agent runs, and on a head-end's database, which holds all history.
@@ -43,10 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--meter", help="prove a reading of this meter")
     what.add_argument(
         "--consistency",
-        type=int,
         nargs=2,
         metavar=("SIZE1", "SIZE2"),
-        help="prove that the checkpoint at SIZE2 entries continues the one at SIZE1",
+        help="prove that the checkpoint at SIZE2 entries continues the one at SIZE1; instead of a size, a proof file"
+        " stands for the checkpoint in it",
     )
     parser.add_argument("--at", help="time with zone, such as 2026-11-22T12:00:00Z")
     parser.add_argument("--quantity", metavar="OBIS", help="only readings that have it, such as 1-0:1.8.0")
@@ -64,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     with _open(arguments.database) as database:
         histories = _chosen(_histories(database, arguments.database), arguments)
         if arguments.consistency:
-            facts, data = _consistency(histories[-1], *sorted(arguments.consistency))
+            facts, data = _consistency(histories[-1], arguments.consistency)
         else:
             history, found = _find(histories, arguments.meter, at_ms, quantity)
             facts, data = _reading(history, found, at_ms)
@@ -173,9 +176,26 @@ def _reading(history: History, found: Found, at_ms: int | None) -> tuple[dict[st
     return facts, proof.encode()
 
 
-def _consistency(history: History, first: int, second: int) -> tuple[dict[str, Any], bytes]:
-    proof = prove_consistency(history, first, second)
+def _consistency(history: History, named: list[str]) -> tuple[dict[str, Any], bytes]:
+    shown = {size: message for size, message in map(partial(_shown, history), named) if message}
+    first, second = sorted(_shown(history, text)[0] for text in named)
+    proof = prove_consistency(history, first, second, shown)
     return _facts("consistency-proof", history, proof.second) | {"first_size": first}, proof.encode()
+
+
+def _shown(history: History, text: str) -> tuple[int, bytes | None]:
+    """(size, checkpoint in the file if it is one) of what names a checkpoint."""
+    if text.isascii() and text.isdigit():
+        return int(text), None
+    try:
+        proof = parse_proof(Path(text).read_bytes())
+    except OSError as error:
+        raise EnergybidError(f"--consistency {text}: neither a number nor a file that can be read: {error}") from None
+    message = proof.checkpoint if isinstance(proof, ReadingProof) else proof.second
+    checkpoint = parse_checkpoint(cose.peek(message)[1])
+    if (checkpoint.origin, checkpoint.epoch) != (history.origin, history.epoch):
+        raise EnergybidError(f"{text} is of epoch {checkpoint.epoch.hex()} of {checkpoint.origin}")
+    return checkpoint.size, message
 
 
 def _facts(kind: str, history: History, message: bytes) -> dict[str, Any]:
