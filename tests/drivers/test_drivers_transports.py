@@ -91,7 +91,7 @@ def test_what_is_lost_is_asked_again_and_what_comes_twice_counts_once():
     assert play("modbus-udp", fate, scene, in_flight=2) == [RIGHT] * 3
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 2**32))
 def test_whatever_datagrams_suffer_no_value_is_wrong(seed):
     chance = random.Random(seed)

@@ -15,6 +15,8 @@ from energybid.drivers.serialport.system import SerialPorts
 from energybid.drivers.tls import CLOSED_UNHEARD, client_context, explain
 
 CONNECT_TIMEOUT_S = 5.0
+HANDSHAKE_TIMEOUT_S = 15.0
+"""To connect with TLS: small devices reckon for seconds."""
 UNACKNOWLEDGED_MAX_MS = 20_000
 """A TCP connection whose data stays unacknowledged this long is lost."""
 KEEP_ALIVE_S = 30
@@ -49,11 +51,12 @@ async def _open_tcp(endpoint: TcpEndpoint, protocol: ProtocolFactory) -> asyncio
     secured: dict[str, Any] = {} if tls is None else {"ssl": _context(where, tls), "server_hostname": name}
     made = protocol if tls is None else lambda: _Plain(protocol(), name)
     loop = asyncio.get_running_loop()
+    patience_s = CONNECT_TIMEOUT_S if tls is None else HANDSHAKE_TIMEOUT_S
     try:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+        async with asyncio.timeout(patience_s):
             transport, _ = await loop.create_connection(made, endpoint.host, endpoint.port, **secured)
     except TimeoutError:
-        raise BusDownError(f"no connection to {where} within {CONNECT_TIMEOUT_S:g} s") from None
+        raise BusDownError(f"no connection to {where} within {patience_s:g} s") from None
     except OSError as error:
         raise BusDownError(f"no connection to {where}: {explain(error, name)}") from None
     _tune(transport.get_extra_info("socket"))
