@@ -7,6 +7,7 @@ from energybid.agent import journal, process, recorder, upload
 from energybid.agent.judgement import Judge
 from energybid.agent.polling import BusPoller
 from energybid.core import log
+from energybid.core.errors import JournalDamagedError
 from energybid.drivers.modbus import driver, rtu
 from energybid.headend.ledger import Ledger
 from energybid.headend.store import Store
@@ -134,7 +135,8 @@ def test_value_a_wrong_number(monkeypatch):
 def test_value_an_answer_that_came_twice(monkeypatch):
     monkeypatch.setattr(rtu, "REPEAT_S", 0.0)
     monkeypatch.setattr(rtu, "REPEAT_CHARACTERS", 0)
-    world = scenario(serial={"duplicate": 0.3}, serial_meters=4, quantities=6, interval="10 s")
+    rates = {"duplicate": 0.3, "exception": 0.3}  # what was refused is asked for again in halves of the same length
+    world = scenario(serial=rates, serial_meters=4, quantities=6, interval="10 s")
     assert "value" in violated(0.2, world)
 
 
@@ -164,6 +166,77 @@ def test_bounds_a_disk_that_fills(monkeypatch):
     monkeypatch.setattr(watch, "DISK_BASE", 1000)
     monkeypatch.setattr(watch, "DISK_PER_ENTRY", 1)
     assert "bounds" in violated(0.01, scenario())
+
+
+def test_bounds_an_agent_that_keeps_every_reading(monkeypatch):
+    log = BusPoller._log
+
+    def hoarding(self, meter, group, sample):
+        self.__dict__.setdefault("kept", []).append(sample)
+        log(self, meter, group, sample)
+
+    monkeypatch.setattr(BusPoller, "_log", hoarding)
+    found = simulate(1, 0.2, scenario(interval="10 s")).violations
+    assert [violation.invariant for violation in found] == ["bounds"]
+    assert "gw-0 holds" in found[0].text
+
+
+def test_bounds_a_headend_that_keeps_every_batch(monkeypatch):
+    process = Ledger.process
+
+    def hoarding(self, messages):
+        self.__dict__.setdefault("kept", []).extend(messages)
+        return process(self, messages)
+
+    monkeypatch.setattr(Ledger, "process", hoarding)
+    found = simulate(1, 0.2, scenario(batch_interval="60 s")).violations
+    assert [violation.invariant for violation in found] == ["bounds"]
+    assert "headend holds" in found[0].text
+
+
+def test_resumed_a_disk_that_is_never_asked_again(monkeypatch):
+    keep_room = recorder.Recorder._keep_room
+
+    async def unforgiving(self):
+        if not self.stalled:
+            await keep_room(self)
+
+    monkeypatch.setattr(recorder.Recorder, "_keep_room", unforgiving)
+    assert "resumed" in violated(0.2, scenario(["disk_full,100,3 min,5 min"]), seed=2)
+
+
+def fearful(monkeypatch, starts):
+    """The check at these starts finds damage that is not there, however often it looks."""
+    check, calls = journal.Journal.check, []
+
+    def afraid(self, **rest):
+        calls.append(1)
+        if len(calls) in starts:
+            raise JournalDamagedError("it looks odd")
+        return check(self, **rest)
+
+    monkeypatch.setattr(journal.Journal, "check", afraid)
+
+
+def test_epoch_a_journal_that_is_replaced_although_nothing_is_wrong(monkeypatch):
+    fearful(monkeypatch, {3, 4})
+    assert "epoch" in violated(0.2, scenario(["agent_killed,100,1 s,1 s"]))
+
+
+def test_lost_a_salvage_that_is_careless(monkeypatch):
+    """Reads failed, all is there, and some of it is left behind."""
+    adopt = journal.Journal.adopt_segments
+    monkeypatch.setattr(journal.Journal, "adopt_segments", lambda self, epoch, some: adopt(self, epoch, some[:-1]))
+    fearful(monkeypatch, {3, 4})
+    world = scenario(["disk_read_fails,500,1 min,1 min", "agent_killed,100,1 s,1 s"])
+    assert violated(0.2, world) & {"lost", "delivered"}
+
+
+def test_decrease_that_is_not_logged_and_then_forgotten(monkeypatch):
+    world = scenario(["meter_reset,200,1 s,1 s", "disk_full,100,3 min,5 min"])
+    assert violated(0.3, world) == set()
+    monkeypatch.setattr(Judge, "left_out", lambda _: None)
+    assert "decrease" in violated(0.3, world)
 
 
 def test_refused_a_batch_that_is_damaged(monkeypatch):

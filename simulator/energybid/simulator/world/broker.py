@@ -113,7 +113,7 @@ class Broker:
         self.drop_rate = 0.0
         """Share of messages after which the sender's connection is lost."""
         self.down_until_s = 0.0
-        self.connections = 0
+        self.connections = self.duplicated = self.dropped = 0
         self._chance = chance
         self._published = published
         self._delivered = delivered
@@ -223,12 +223,14 @@ class Broker:
             if any(matches(wanted, topic) for wanted in session.topics):
                 self._hand(session, Message(topic, payload, retained=False))
         if self.drop_rate and self._chance.random() < self.drop_rate:
+            self.dropped += 1
             session = self._sessions.get(client, _Session())
             if session.link is not None:
                 self.cut(session.link, "reset by peer")
 
     def _hand(self, session: _Session, message: Message) -> None:
         times = 2 if self.duplicate_rate and self._chance.random() < self.duplicate_rate else 1
+        self.duplicated += times - 1
         for _ in range(times):
             if session.link is not None:
                 self._give(session.link, message)

@@ -31,6 +31,7 @@ def facts(outcomes: Sequence[Outcome], cpu_s: float) -> dict[str, Any]:
         "suspect": sum(outcome.suspects for outcome in outcomes),
         "events": dict(sorted(counts.items())),
         "faults": dict(sorted(Counter(f.split()[2] for o in outcomes for f in o.faults).items())),
+        "shares": dict(sorted(sum((outcome.shares for outcome in outcomes), Counter()).items())),
         "traces": {str(outcome.seed): outcome.trace for outcome in outcomes},
     }
 
@@ -47,6 +48,7 @@ def render(found: dict[str, Any]) -> str:
         "events   " + ", ".join(f"{kind} {count}" for kind, count in found["events"].items()),
         "faults   " + (", ".join(f"{name} {count}" for name, count in found["faults"].items()) or "none"),
     ]
+    lines.append("shares   " + (", ".join(f"{name} {count}" for name, count in found["shares"].items()) or "none"))
     if found["seeds"] == 1:
         lines += [f"trace    {trace}" for trace in found["traces"].values()]
     lines.append(f"FAILED   {len(found['failed'])} worlds" if found["failed"] else "every invariant held")

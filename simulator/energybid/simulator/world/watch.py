@@ -404,9 +404,10 @@ class GatewayWatch:
                 continue
             if before is not None and value < before:
                 self.suspects += 1
-                if entry.status is None or entry.status[i] != Status.SUSPECT:
+                if entry.status is None or entry.status[i] < Status.SUSPECT:
                     self._wrong("decrease", f"entry {sequence}: {name} quantity {i} went from {before} to {value}")
-            last[i] = value
+            if entry.status is None or entry.status[i] != Status.SUSPECT:  # which is no basis for the next one
+                last[i] = value
 
     def _steps(self, sequence: int, entry: Reading) -> None:
         offset_ms = entry.time_ms - entry.mono_ms

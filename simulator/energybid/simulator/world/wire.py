@@ -37,6 +37,8 @@ class Wire(asyncio.Transport):
         self.protocol: asyncio.BaseProtocol = protocol
         self.cut_rate = 0.0
         """Share of writes that arrive in two pieces."""
+        self.cuts = 0
+        """How many did."""
         self.context = context
         """What its callbacks run in."""
         self._chance = chance
@@ -56,6 +58,7 @@ class Wire(asyncio.Transport):
             return
         data = bytes(data)
         if self.cut_rate and len(data) > 1 and self._chance.random() < self.cut_rate:
+            self.cuts += 1
             at = 1 + int(self._chance.random() * (len(data) - 1))
             self._send(self._peer, data[:at])
             self._arrives_s += self._chance.random() * 0.01
@@ -132,6 +135,7 @@ class Socket:
         self._chance = chance
         self._serial = serial
         self._open: list[Wire] = []
+        self._cuts = 0
         self._outside = copy_context()
 
     async def connect(self, protocol: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
@@ -152,6 +156,7 @@ class Socket:
         far = Wire(self._far(), self._outside, self._chance, delay_s)
         near.join(far)
         far.cut_rate = self.cut_rate
+        self._cuts += sum(wire.cuts for wire in self._open if wire.is_closing())
         self._open = [*(wire for wire in self._open if not wire.is_closing()), far]
         life = LIFE.get()
         if life is not None:
@@ -160,6 +165,11 @@ class Socket:
         near.protocol.connection_made(near)
         return near
 
+    @property
+    def cuts(self) -> int:
+        """Answers that arrived in two pieces."""
+        return self._cuts + sum(wire.cuts for wire in self._open)
+
     def drop(self, error: Exception | None = None) -> None:
         """Cut every connection."""
         for wire in self._open:
@@ -167,6 +177,7 @@ class Socket:
             if peer is not None:
                 peer.lose(error)
             wire.lose()
+        self._cuts = self.cuts
         self._open = []
 
     def refuse(self, seconds: float, *, silent: bool = False) -> None:

@@ -8,6 +8,7 @@ from random import Random
 
 from energybid.headend.ledger import Registration
 from energybid.simulator.decoding import remembered
+from energybid.simulator.faults import Fault
 from energybid.simulator.virtual import run
 from energybid.simulator.world.broker import Broker
 from energybid.simulator.world.disk import unheard
@@ -49,6 +50,8 @@ class Outcome:
     suspects: int = 0
     gateway_hours: float = 0.0
     faults: list[str] = field(default_factory=list)
+    shares: Counter[str] = field(default_factory=Counter)
+    """How often befell what befalls a share of all answers and messages."""
     recent: list[str] = field(default_factory=list)
     """The end of the event log."""
 
@@ -214,8 +217,19 @@ class World:
             suspects=sum(gateway.watch.suspects for gateway in self.gateways),
             gateway_hours=len(self.gateways) * asyncio.get_running_loop().time() / 3600,
             faults=self.trace.faults,
+            shares=self._shares(),
             recent=list(self.trace.recent),
         )
+
+    def _shares(self) -> Counter[str]:
+        """How often befell what befalls a share of all answers and messages."""
+        found = Counter({"broker_duplicates": self.broker.duplicated, "broker_drops": self.broker.dropped})
+        for gateway in self.gateways:
+            for name, bus in gateway.buses.items():
+                kind = "tcp" if name == "tcp" else "serial"
+                found.update({f"{kind}.{fault}": bus.counts[fault] for fault in Fault if bus.counts[fault]})
+                found["cut"] += gateway.sockets[name].cuts
+        return found
 
     def remove(self) -> None:
         """Take the disks away."""
