@@ -53,11 +53,11 @@ def serve(pipe: Connection) -> None:
     asyncio.run(run())
 
 
-def bus_plan(port: int) -> BusPlan:
+def bus_plan(port: int, interval_s: float = 1) -> BusPlan:
     """32 SDM630 on one connection."""
     loaded = load_profile("eastron-sdm630")
     names = [register.name for register in loaded.registers if register.first in WANTED]
-    groups, compiled = compile_profile(loaded, interval_s=1, quantities=names)
+    groups, compiled = compile_profile(loaded, interval_s=interval_s, quantities=names)
     meters = tuple(
         MeterPlan(
             name=f"m{unit}",

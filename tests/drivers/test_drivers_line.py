@@ -8,7 +8,7 @@ from statistics import mean
 import pytest
 from energybid.agent.polling import BusPoller
 from energybid.core.ports import SerialEndpoint
-from energybid.drivers.modbus.driver import open_driver
+from energybid.drivers.modbus.driver import ModbusDriver, open_driver
 from energybid.simulator.virtual import VirtualClock, run
 from gateways import recording, virtual_platform
 from lines import Line, line_plan, profile, words
@@ -93,3 +93,31 @@ def test_five_dead_meters_of_32_change_the_interval_of_the_others_by_less_than_5
     assert worst < 0.05
     assert probes > 5 * 4
     assert [meter.state.value for meter in poller.meters[27:]] == ["dead"] * 5
+
+
+@pytest.mark.parametrize("interval_s", [0.0, 1.0])
+def test_an_unplugged_adapter_is_looked_for_every_few_seconds(tmp_path, interval_s, monkeypatch):
+    """32 meters wake the agent some six times a second, and one in thirty of these tries to open the port."""
+    endpoint = SerialEndpoint(device="/dev/ttyUSB0", baudrate=9600)
+    line = Line(endpoint)
+    line.refuse = "no such port"
+    calls = []
+    real = ModbusDriver.poll
+
+    async def counted(self, *arguments, **options):
+        calls.append(asyncio.get_running_loop().time())
+        return await real(self, *arguments, **options)
+
+    monkeypatch.setattr(ModbusDriver, "poll", counted)
+
+    async def during(_poller):
+        await asyncio.sleep(600)
+        assert 115 <= len(line.attempts) <= 125
+        assert len(calls) <= 32 * 122
+        line.refuse = None
+        await asyncio.sleep(12)
+        assert len({frame.unit for frame in line.requests}) == 32
+
+    polled(
+        tmp_path / "j", line, line_plan(endpoint, range(1, 33), profile(10), interval_s=interval_s), 1, during=during
+    )

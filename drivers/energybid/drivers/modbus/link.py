@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from energybid.core.errors import BusDownError
+from energybid.core.ports import SerialEndpoint
 from energybid.drivers.modbus.exchange import Exchange, Failure, Outcome
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from energybid.drivers.modbus.exchange import Asked
 
 BACK_OFF_MIN_S, BACK_OFF_MAX_S = 0.5, 30.0
+SERIAL_BACK_OFF_MAX_S = 3.0
+"""Looking for a port costs no peer anything, and who plugs an adapter in again stands beside it."""
 NEVER = float("inf")
 CLOSED = "closed by the other side"
 
@@ -46,6 +49,7 @@ class Link(asyncio.Protocol, ABC):
         """Why the bus is down; every failure gets an exception of its own."""
         self._retry_at = -NEVER
         self._back_off_s = BACK_OFF_MIN_S
+        self._back_off_max_s = SERIAL_BACK_OFF_MAX_S if isinstance(plan.endpoint, SerialEndpoint) else BACK_OFF_MAX_S
         self._proven = False
         """Something was answered on this connection."""
         self._loss = Failure.BUS_DOWN
@@ -153,7 +157,7 @@ class Link(asyncio.Protocol, ABC):
     def _back_off(self, why: str) -> None:
         self._why = why
         self._retry_at = self._loop.time() + self._back_off_s * self._platform.random.uniform(0.75, 1.25)
-        self._back_off_s = min(2 * self._back_off_s, BACK_OFF_MAX_S)
+        self._back_off_s = min(2 * self._back_off_s, self._back_off_max_s)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Use a fresh connection."""
