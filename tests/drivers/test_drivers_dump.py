@@ -135,14 +135,15 @@ READABLE = st.sets(st.integers(0, 24), max_size=20)
 
 
 @given(readable=READABLE, cuts=READABLE, limit=st.integers(1, 24), most=st.integers(1, 24), whole=st.booleans())
-@settings(max_examples=50)
+@settings(max_examples=40)
 def test_a_dump_of_a_served_dump_is_the_same_dump(
     readable: set[int], cuts: set[int], limit: int, most: int, *, whole: bool
 ) -> None:
     spans = (Span(INPUT, 0, 25),) if whole else (Span(INPUT, 3, 12), Span(INPUT, 12, 21))
+    original, watch = device(readable, cuts, most=limit), Watch()
 
     async def twice() -> tuple[Dump, Dump, Dump]:
-        first = await explored(scripted(3, device(readable, cuts, most=limit)), spans, most)
+        first = await explored(scripted(3, original), spans, most, watch)
         again = parse("dump.toml", encode(first).encode())
         return first, again, await explored(Station(name="r", unit=3, device=Recorded(again)), spans, most)
 
@@ -151,6 +152,9 @@ def test_a_dump_of_a_served_dump_is_the_same_dump(
     found = {address for one in first.runs for address in range(one.span.first, one.span.end)}
     assert found == readable & asked
     assert first == again == second
+    for (function, begin, end), *_ in watch.steps:
+        pdu = struct.pack(">BHH", function, begin, end - begin)
+        assert answer(again, pdu)[0] == original(pdu)[0]
 
 
 def test_a_simulated_meter_of_every_kind_survives_the_round_trip() -> None:
