@@ -118,6 +118,21 @@ def test_a_flip_in_the_tail_begins_a_new_epoch_and_salvages_what_verifies_before
     assert size == COMMITS + 2
 
 
+def test_what_follows_the_mark_can_be_delivered_where_an_anchor_begins_there(tmp_path):
+    write(tmp_path / "first")
+    journal = Journal(apsw.Connection(str(tmp_path / "first")), "first")
+    anchor = next(s.first for s in journal.segments(1, 80) if s.peaks)
+    journal.close()
+    path = tmp_path / "j"
+    _, size = write(path, acknowledged=anchor - 3)
+    flip(path, page_of(path, size - 20))
+    journal = reopen(path)
+    ((epoch, first, _),) = journal.undelivered()
+    assert first == anchor
+    assert journal.root_at(epoch.number, first), "the checkpoint of what follows names it"
+    journal.close()
+
+
 def test_damage_before_the_mark_names_the_receipt(tmp_path):
     path = tmp_path / "j"
     old, _ = write(path)

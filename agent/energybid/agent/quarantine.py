@@ -217,8 +217,8 @@ def _receipt(mark: Acknowledged, key: "PublicKey | None") -> Receipt | None:
 
 def _adopt(source: Journal, target: Journal, epoch: EpochRow, mark: Acknowledged | None) -> tuple[int, bytes]:
     """Copy the segments from the anchor before the mark on, as long as they verify; (size, root) reached."""
-    size = mark.size if mark else 0
-    begin = _tolerated(lambda: source.anchor_at(epoch, size)) or 0
+    last = mark.size - 1 if mark and mark.size else 0  # its root is named by the checkpoint of what follows it
+    begin = _tolerated(lambda: source.anchor_at(epoch, last)) or 0
     target.adopt(epoch, mark)
     end, root, some = 0, EMPTY_ROOT, list[Segment]()
     for segment in _verified(epoch, source.segments(epoch.number, begin)):
