@@ -32,6 +32,8 @@ SILENCE = 0
 TRIES = 2
 SILENT_MAX = 12
 """So many reads in a row without any reply end a dump: the meter is gone."""
+NOBODY_MAX = 2
+"""The same before the first reply: nobody is there."""
 SILENT_SPAN = 8
 """Where a meter is silent rather than refuse, spans are not halved below so many registers: silence takes long."""
 BUSY = frozenset({5, 6, 10, 11})
@@ -119,7 +121,7 @@ class Explorer:
         self._unit = unit
         self._timeout_s = timeout_s
         self._watcher = watcher
-        self._silent = 0
+        self._silent, self._silent_max = 0, NOBODY_MAX
         self._done = self._whole = 0
         self._began = 0.0
         self._unknown: set[int] = set()
@@ -230,11 +232,11 @@ class Explorer:
             if heard.exception in BUSY:
                 await asyncio.sleep(BUSY_PAUSE_S)
             elif heard.pdu is not None:
-                self._silent = 0
+                self._silent, self._silent_max = 0, SILENT_MAX
                 return heard.pdu
         self._silent += 1
-        if self._silent >= SILENT_MAX:
-            raise NoReplyError(f"unit {self._unit} answers no more")
+        if self._silent >= self._silent_max:
+            raise NoReplyError(f"unit {self._unit} does not answer")
         return None
 
     def _tell(self, span: Span) -> None:

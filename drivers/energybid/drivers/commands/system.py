@@ -7,14 +7,14 @@ import tempfile
 import time
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from energybid.core.ports import Platform, Uplink, UplinkSettings
 from energybid.core.quantities import ClockState
 from energybid.drivers.system import open_bus
 
-P = ParamSpec("P")
-T = TypeVar("T")
+WIDTH = 80
+"""Columns of a terminal that does not tell."""
 
 
 def platform() -> Platform:
@@ -43,7 +43,9 @@ def _no_uplink(_: UplinkSettings) -> AbstractAsyncContextManager[Uplink]:
 
 def terminal_width() -> int | None:
     """Columns of the terminal that standard error is; None where it is none."""
-    return os.get_terminal_size(sys.stderr.fileno()).columns if sys.stderr.isatty() else None
+    if not sys.stderr.isatty():
+        return None
+    return os.get_terminal_size(sys.stderr.fileno()).columns or WIDTH
 
 
 def replace_file(path: Path, text: str) -> None:
