@@ -1,7 +1,8 @@
 """CPU of the Modbus driver alone: 32 meters on one TCP connection against a trivial server in another process.
 
 ``python tests/bench/driver_cost.py [--profile]`` prints the client's CPU time for each poll of a meter (2 requests, 76
-and 4 registers, 24 values), decoding included. Not a test: it asserts nothing.
+and 4 registers, 24 values), decoding included, with many requests under way and with one at a time. Not a test: it
+asserts nothing.
 """
 
 import asyncio
@@ -53,7 +54,7 @@ def serve(pipe: Connection) -> None:
     asyncio.run(run())
 
 
-def bus_plan(port: int, interval_s: float = 1) -> BusPlan:
+def bus_plan(port: int, interval_s: float = 1, in_flight: int = IN_FLIGHT) -> BusPlan:
     """32 SDM630 on one connection."""
     loaded = load_profile("eastron-sdm630")
     names = [register.name for register in loaded.registers if register.first in WANTED]
@@ -72,7 +73,7 @@ def bus_plan(port: int, interval_s: float = 1) -> BusPlan:
         for unit in range(1, METERS + 1)
     )
     endpoint = TcpEndpoint(host="127.0.0.1", port=port)
-    return BusPlan(name="bench", kind="modbus-tcp", endpoint=endpoint, meters=meters, in_flight=IN_FLIGHT)
+    return BusPlan(name="bench", kind="modbus-tcp", endpoint=endpoint, meters=meters, in_flight=in_flight)
 
 
 def platform() -> Platform:
@@ -95,15 +96,15 @@ def platform() -> Platform:
     )
 
 
-async def measure(port: int, *, profile: bool) -> None:
+async def measure(port: int, in_flight: int, *, profile: bool) -> None:
     """Poll all meters again and again."""
-    plan = bus_plan(port)
+    plan = bus_plan(port, in_flight=in_flight)
     driver = open_driver(platform(), plan)
     await asyncio.gather(*(driver.poll(meter, 0) for meter in plan.meters))
 
     async def worker(share: int) -> None:
         for _ in range(ROUNDS):
-            for meter in plan.meters[share::IN_FLIGHT]:
+            for meter in plan.meters[share::in_flight]:
                 sample = await driver.poll(meter, 0)
                 assert len(sample.values) == len(WANTED)
 
@@ -111,13 +112,13 @@ async def measure(port: int, *, profile: bool) -> None:
     if profile:
         profiler.enable()
     before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    await asyncio.gather(*(worker(share) for share in range(IN_FLIGHT)))
+    await asyncio.gather(*(worker(share) for share in range(in_flight)))
     after, ended = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     profiler.disable()
     polls = ROUNDS * METERS
     user, kernel = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
     sys.stdout.write(
-        f"{(user + kernel) / polls * 1e6:.1f} µs CPU a poll ({user / polls * 1e6:.1f} user, "
+        f"{in_flight:2} under way: {(user + kernel) / polls * 1e6:.1f} µs CPU a poll ({user / polls * 1e6:.1f} user, "
         f"{kernel / polls * 1e6:.1f} kernel), {polls * len(WANTED) / (ended - began):.0f} values/s\n"
     )
     await driver.close()
@@ -130,7 +131,9 @@ def main() -> None:
     ours, theirs = multiprocessing.Pipe()
     server = multiprocessing.Process(target=serve, args=(theirs,), daemon=True)
     server.start()
-    asyncio.run(measure(ours.recv(), profile="--profile" in sys.argv))
+    port = ours.recv()
+    for in_flight in (IN_FLIGHT, 1):
+        asyncio.run(measure(port, in_flight, profile="--profile" in sys.argv))
     server.terminate()
 
 

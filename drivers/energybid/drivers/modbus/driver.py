@@ -248,10 +248,11 @@ class ModbusDriver:
 
 
 def _patience(plan: BusPlan, meter: MeterPlan) -> Patience:
-    """A meter that shares a TCP connection may have to wait for others there: its delays say nothing of it alone."""
+    """A meter behind a gateway may have to wait for others there: its delays say nothing of it alone."""
     if isinstance(plan.endpoint, SerialEndpoint):
         return Patience(meter.timeout_s, SERIAL_FLOOR_S)
-    return Patience(meter.timeout_s, TCP_FLOOR_S if len(plan.meters) == 1 else meter.timeout_s)
+    shared = plan.kind in MATCHED and len(plan.meters) > 1
+    return Patience(meter.timeout_s, meter.timeout_s if shared else TCP_FLOOR_S)
 
 
 def _again(outcome: Outcome, garbled: int) -> bool:
