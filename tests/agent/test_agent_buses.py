@@ -47,7 +47,7 @@ def faults(*buses: str, unit: int = 1) -> str:
         ),
         ('kind = "modbus-udp"\nhost = "h"', UdpEndpoint(host="h", port=502)),
         ('kind = "modbus-rtu-tcp"\nhost = "h"\nport = 4001', TcpEndpoint(host="h", port=4001, baudrate=9600)),
-        ('kind = "modbus-rtu"\ndevice = "/dev/ttyS0"', SerialEndpoint(device="/dev/ttyS0", baudrate=9600)),
+        ('kind = "modbus-rtu"\ndevice = "line.tty"', SerialEndpoint(device="line.tty", baudrate=9600)),
         (
             'kind = "modbus-rtu"\ndevice = "usb:FT1"\nbaudrate = 19200\nparity = "E"\nrs485 = true',
             SerialEndpoint(device="usb:FT1", baudrate=19_200, parity="E", rs485=Rs485()),
@@ -80,7 +80,7 @@ def test_the_endpoint_of_every_kind(bus, endpoint, tmp_path, monkeypatch):
         ('kind = "modbus-rtu-tcp"\nhost = "h"', "bus[0].modbus-rtu-tcp.port: is missing"),
         ('kind = "modbus-rtu-tcp"\nhost = "h"\nport = 1\nin_flight = 2', "in_flight: no such key"),
         ('kind = "modbus-rtu"\ndevice = "usb:"', "device: write usb: and the adapter's USB serial number"),
-        ('kind = "modbus-rtu"\ndevice = "COM3"', "device: is no serial port"),
+        ('kind = "modbus-rtu"\ndevice = "/dev/"', "device: is a folder"),
         ('kind = "modbus-rtu"\ndevice = "/dev/x"\nrs485 = { rts = true }', "rs485.rts: no such key"),
         ('kind = "modbus-rtu"\ndevice = "/dev/x"\nrs485 = { delay_before_send = 2 }', "rs485.delay_before_send: write"),
         ('kind = "modbus-ascii"\ndevice = "/dev/x"\ndata_bits = 6', "data_bits: "),

@@ -43,7 +43,8 @@ def test_the_lines_settings_and_the_certificates_are_taken_over():
     [
         ("10.0.0.5", "tcp://HOST"),
         ("", "write one of"),
-        ("/dev/", "write one of"),
+        ("/dev/", "is a folder"),
+        ("./a\0", "zero byte"),
         ("usb:", "serial number"),
         ("usb:A#x", "serial number"),
         ("http://meter", "write one of"),

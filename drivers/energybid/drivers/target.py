@@ -55,6 +55,8 @@ def parse_target(
         return _network(text, baudrate, tls or TlsSettings())
     kind, device = (ASCII, text.removeprefix("ascii:")) if text.startswith("ascii:") else (RTU, text)
     fault = device_fault(device)
+    if not fault and "/" not in device and not device.startswith("usb:"):
+        fault = f"is no serial port and no address; write one of: {FORMS}; a file here as ./{device}"
     if fault:
         raise ConfigurationError([f"{text}: {fault}"])
     data_bits = ASCII_DATA_BITS if kind == ASCII else 8
@@ -68,9 +70,7 @@ def device_fault(device: str) -> str | None:
         if _USB.fullmatch(device):
             return None
         return "write usb: and the adapter's USB serial number, such as usb:FT1234 (usb:FT1234#1 for its second port)"
-    if "/" in device and not device.endswith("/") and "\0" not in device:
-        return None
-    return f"is no serial port and no address; write one of: {FORMS}"
+    return "is a folder" if device.endswith("/") else "holds a zero byte" if "\0" in device else None
 
 
 def _network(text: str, baudrate: int, tls: TlsSettings) -> BusTarget:
