@@ -25,6 +25,7 @@ broker, rebuilds log and tree by itself, and says at once what does not fit. It 
 
 from collections.abc import Callable
 from enum import IntEnum
+from itertools import islice
 from typing import NamedTuple
 
 import apsw
@@ -154,6 +155,8 @@ class Epoch:
         """Sequence in the newest row's key."""
         self.roots: dict[int, bytes] = {0: EMPTY_ROOT}
         """At each checkpoint."""
+        self.newest: list[Entry] = []
+        """Those of the newest row."""
         self.shown: set[int] = set()
         """Ends of the batches that were sent."""
         self.acknowledged = 0
@@ -322,7 +325,11 @@ class GatewayWatch:
         if row.first < row.previous and row.previous in epoch.shown:
             self._wrong("shown", f"the checkpoint at {row.previous} ended a batch, and a row has grown over it")
         before = epoch.frontier.root()
-        for sequence, entry in enumerate(columns.decode(raw, limit=ENTRIES_MAX, trusted=True), row.first):
+        entries = columns.decode(raw, limit=ENTRIES_MAX, trusted=True)
+        known = row.previous - row.first
+        same = known == len(epoch.newest) and entries[:known] == epoch.newest  # else it is told which is not
+        epoch.newest = entries
+        for sequence, entry in islice(enumerate(entries, row.first), known if same else 0, None):
             canonical = epoch.salts.canonical(sequence, entry)
             leaf = leaf_hash(canonical)
             if sequence < row.previous:
