@@ -9,14 +9,16 @@ from pathlib import Path
 import apsw
 import pytest
 from energybid.agent import quarantine
-from energybid.agent.journal import MIGRATIONS, Acknowledged, Contradiction, Journal, Succession, walk
+from energybid.agent.journal import MIGRATIONS, Acknowledged, Commit, Contradiction, Journal, Succession, walk
 from energybid.agent.opening import open_recorder
 from energybid.agent.quarantine import QUARANTINES_MAX, quarantines, rescue
 from energybid.agent.system import RealDisk
 from energybid.core.entries import Epoch, Reading, Start
 from energybid.core.errors import JournalDamagedError, JournalError, RollbackError
 from energybid.core.evidence import Receipt, sign_receipt
+from energybid.core.log import Log
 from energybid.core.ports import Sample
+from energybid.core.tree import EMPTY_ROOT, Frontier
 from energybid.simulator.virtual import VirtualClock, run
 from gateways import HEADEND, KEY, recording, virtual_platform
 
@@ -210,6 +212,44 @@ def test_flips_anywhere_are_survived(tmp_path):
         shutil.rmtree(there.parent)
     assert replaced > 15
     assert not [error for error in told if isinstance(error, JournalDamagedError)]
+
+
+@pytest.mark.parametrize("value", [None, "text", 7, b"\x80"])
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        *(("segment", column) for column in ("first", "checkpoint", "method", "columns", "peaks")),
+        *(("epoch", column) for column in ("id", "origin", "secret")),
+        *(("acknowledged", column) for column in ("epoch", "size", "receipt")),
+        *(("succession", column) for column in ("kind", "reason", "time_ms", "previous", "counter")),
+    ],
+)
+def test_a_row_that_damage_gave_other_types_is_damage_and_nothing_else(tmp_path, table, column, value):
+    path = tmp_path / "j"
+    database = apsw.Connection(str(path))
+    with contextlib.closing(Journal(database, "j")) as journal:
+        why = Succession("damaged", "test", 1, (bytes(16), 0, EMPTY_ROOT), 7)
+        head = journal.begin_epoch(id_=bytes(16), origin="t/g", secret=bytes(32), succession=why)
+        log = Log(origin="t/g", epoch=bytes(16), secret=bytes(32), signer=KEY, frontier=Frontier(), counter=7)
+        log.append(Epoch("t/g", 1, why.previous))
+        journal.commit(Commit([Epoch("t/g", 1, why.previous)], log.checkpoint(1, 1), (), log.peaks, None))
+        journal.acknowledge(Acknowledged(head.epoch.number, 1, b"receipt"))
+        database.execute("PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = replace(sql, ' STRICT', '')")
+    database = apsw.Connection(str(path))
+    database.execute("PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = replace(sql, ' NOT NULL', '')")
+    database.close()
+    database = apsw.Connection(str(path))
+    database.execute(f"UPDATE {table} SET {column} = ?", (value,))
+    try:
+        journal = Journal(database, "j")
+        journal.check()
+        journal.undelivered()
+        journal.acknowledged()
+        journal.anchor_at(journal.epochs()[0], 1)
+    except JournalDamagedError:
+        pass
+    finally:
+        database.close()
 
 
 def test_old_tails_verify_in_the_new_journal(tmp_path):

@@ -307,8 +307,7 @@ class Journal:
             return None
         succession = self.succession(epochs[-1].number)
         counter = succession.counter if succession else 0
-        for (seal,) in self._database.execute("SELECT checkpoint FROM segment ORDER BY key DESC LIMIT 1"):
-            counter = max(counter, cbor.decode(seal)[3])
+        counter = max(counter, self.newest_counter() or 0)
         frontier, _ = self._replay(epochs[-1], most=0)
         return Head(epochs[-1], frontier, counter)
 
@@ -319,7 +318,11 @@ class Journal:
 
     def epochs(self) -> list[EpochRow]:
         """All epochs, oldest first."""
-        return [EpochRow(*row) for row in self._rows("SELECT number, id, origin, secret FROM epoch ORDER BY 1")]
+        with self._reported("epochs"):
+            return [
+                EpochRow(*typed(row, int, bytes, str, bytes))
+                for row in self._database.execute("SELECT number, id, origin, secret FROM epoch ORDER BY 1")
+            ]
 
     def last_of(self, epoch: EpochRow) -> tuple[bytes, int, bytes]:
         """(id, size, root) of an epoch as far as it was committed."""
@@ -357,7 +360,8 @@ class Journal:
     def acknowledged(self) -> Acknowledged | None:
         """The last receipt that was accepted."""
         for row in self._rows("SELECT epoch, size, receipt FROM acknowledged"):
-            return Acknowledged(*row)
+            with self._reported("acknowledged"):
+                return Acknowledged(*typed(row, int, int, bytes))
         return None
 
     def succession(self, number: int) -> Succession | None:
@@ -367,11 +371,13 @@ class Journal:
         for kind, reason, time_ms, previous, counter in self._rows(
             "SELECT kind, reason, time_ms, previous, counter FROM succession WHERE epoch = ?", (number,)
         ):
-            named = None
-            if previous:
-                id_, size, root = cbor.decode(previous)
-                named = id_, size, root
-            return Succession(kind, reason, time_ms, named, counter)
+            with self._reported("succession"):
+                typed((kind, reason, time_ms, previous or b"", counter), str, str, int, bytes, int)
+                named = cbor.decode(previous) if previous else None
+                if named is not None:
+                    id_, size, root = typed(tuple(named) if isinstance(named, list) else (named,), bytes, int, bytes)
+                    named = id_, size, root
+                return Succession(kind, reason, time_ms, named, counter)
         return None
 
     def contradiction(self) -> Contradiction | None:
@@ -543,7 +549,7 @@ class Journal:
                 f"{ROWS} WHERE key > ? AND key <= ? ORDER BY key", (low | first, low | SEQUENCE_MAX)
             )
         row = self._next_row(cursor)
-        if row is None or row[1] > first:
+        if row is None or not isinstance(row[1], int) or row[1] > first:
             yield from self._grown_over(low, first)
         while row is not None:
             yield self._segment(*row)
@@ -561,6 +567,8 @@ class Journal:
             return next(cursor, None)
 
     def _segment(self, key: int, first: int, seal: bytes, method: int, packed: bytes, peaks: bytes | None) -> Segment:
+        with self._reported(f"segment at {key & SEQUENCE_MAX}"):
+            typed((first, seal, method, packed, peaks or b""), int, bytes, int, bytes, bytes)
         end, _ = self._end(key, seal)
         fields = cbor.decode(seal)
         root, time_ms, clock, counter, algorithm, kid, signature = fields[: len(SEAL)]
@@ -660,8 +668,8 @@ class Journal:
     def newest_counter(self) -> int | None:
         """Counter of the newest checkpoint, over all epochs."""
         for (seal,) in self._database.execute("SELECT checkpoint FROM segment ORDER BY key DESC LIMIT 1"):
-            counter = cbor.decode(seal)[3]
-            return counter if isinstance(counter, int) else None
+            counter: int = seal_of(seal)[3]
+            return counter
         return None
 
     def anchor_at(self, epoch: EpochRow, size: int) -> int:
@@ -670,9 +678,9 @@ class Journal:
         anchors = "SELECT first FROM segment WHERE key > ? AND key <= ? AND peaks IS NOT NULL"
         run = self._database.execute
         for row in run(f"{anchors} AND first <= ? ORDER BY key DESC LIMIT 1", (low, low | SEQUENCE_MAX, size)):
-            return int(row[0])
+            return int(typed(row, int)[0])
         for row in run(f"{anchors} ORDER BY key LIMIT 1", (low, low | SEQUENCE_MAX)):
-            return int(row[0])
+            return int(typed(row, int)[0])
         return 0
 
     def readable(self, epoch: int) -> Iterator[Segment]:
@@ -797,9 +805,7 @@ def end_of(key: int, seal: bytes) -> tuple[int, bytes]:
     Raises:
         EvidenceError: The seal is none.
     """
-    fields = cbor.decode(seal)
-    if not isinstance(fields, list) or tuple(map(type, fields)) not in {SEAL, GROWN}:
-        raise EvidenceError("its checkpoint is no checkpoint")
+    fields = seal_of(seal)
     end = key & SEQUENCE_MAX
     if len(fields) > len(SEAL):
         reached, previous = fields[-3:-1]
@@ -807,6 +813,29 @@ def end_of(key: int, seal: bytes) -> tuple[int, bytes]:
             raise EvidenceError("its checkpoint does not fit its key")
         end = reached
     return end, fields[0]
+
+
+def seal_of(seal: object) -> list[Any]:
+    """What a row keeps of its checkpoint.
+
+    Raises:
+        EvidenceError: The seal is none.
+    """
+    fields = cbor.decode(seal) if isinstance(seal, bytes) else None
+    if not isinstance(fields, list) or tuple(map(type, fields)) not in {SEAL, GROWN}:
+        raise EvidenceError("its checkpoint is no checkpoint")
+    return fields
+
+
+def typed(row: tuple[Any, ...], *types: type) -> tuple[Any, ...]:
+    """A row as its table has it: SQLite does not look at what it reads, and damage makes numbers of bytes.
+
+    Raises:
+        EvidenceError: It is another.
+    """
+    if len(row) != len(types) or not all(map(isinstance, row, types)):
+        raise EvidenceError("a row holds other types than its table")
+    return row
 
 
 def same_root(segment: Segment, frontier: Frontier) -> None:
