@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from energybid.core.errors import ConfigurationError
+from energybid.core.ports import Counter
 from energybid.core.quantities import Obis, Quantity, decimal_text
 from energybid.drivers.modbus.decode import group_decoder
 from energybid.drivers.modbus.map import TYPES, Request
@@ -314,3 +315,26 @@ def test_names_and_paths(tmp_path: Path) -> None:
         load_profile(str(tmp_path / "none.toml"))
     with pytest.raises(ConfigurationError, match="not TOML"):
         parse("quantity = [")
+
+
+def test_what_is_known_of_a_counter_is_compiled() -> None:
+    resolution = {"resolution": '"10"', "cumulative": "true", "scale": '"100"'}
+    loaded = parse(
+        body(
+            quantity(1, 2, **resolution),
+            quantity(2, 4, **resolution, type='"uint64"'),
+            quantity(3, 8, **resolution, type='"uint16"'),
+            quantity(4, 10, **resolution, type='"float32"', rollover='"1000000"'),
+            quantity(5, 12, **resolution, type='"int32"'),
+            quantity(6, 14),
+        )
+    )
+    (group,), _ = compile_profile(loaded, interval_s=1)
+    assert group.counters == (
+        Counter(rollover=10 * 2**32, word=655_360),
+        Counter(rollover=None, word=655_360),
+        Counter(rollover=655_360, word=None),
+        Counter(rollover=100_000, word=None),
+        Counter(rollover=None, word=655_360),
+        None,
+    )

@@ -32,6 +32,8 @@ _STATUSES = {
     Status.NOT_AVAILABLE: "the meter said: not available",
     Status.OVERFLOW: "too large to be written",
     Status.SUSPECT: "in doubt: contradicts the value before it, or its own bounds",
+    Status.ROLLED_OVER: "the register rolled over since the value before",
+    Status.RESTARTED: "the register counts from another number since the value before: reset, or another meter",
 }
 
 

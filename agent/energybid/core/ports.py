@@ -117,6 +117,15 @@ class MeterPlan:
     """The driver's own: how to read the groups."""
 
 
+class Counter(NamedTuple):
+    """What is known of a cumulative register's own counting, as numbers of the reading."""
+
+    rollover: int | None
+    """Where it starts again at 0."""
+    word: int | None
+    """65,536 of its counts: what it seems to jump by when its registers were read at two moments."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollGroup:
     """Quantities that are read together."""
@@ -124,6 +133,8 @@ class PollGroup:
     interval_s: float
     quantities: tuple[Quantity, ...]
     """In the order of ``Sample.values``."""
+    counters: tuple[Counter | None, ...] = ()
+    """One for each quantity; empty where nothing is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -83,7 +83,11 @@ class Status(IntEnum):
     NOT_LOGGED = 5
     """Read, but left out for lack of space: only energy was logged."""
     SUSPECT = 16
-    """The number contradicts the one before it or its own bounds."""
+    """The number contradicts the one before it or its own bounds; the next one is not to be compared with it."""
+    ROLLED_OVER = 17
+    """A cumulative register went through its roll-over since the number before."""
+    RESTARTED = 18
+    """A cumulative register counts from another number since the one before: reset, preset, or another meter."""
 
 
 class ClockState(IntEnum):

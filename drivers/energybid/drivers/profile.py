@@ -164,7 +164,11 @@ def compile_profile(
     parts = _divided(loaded, quantities, groups)
     intervals = [interval_s, *(group.interval_s for group in groups)]
     polled = tuple(
-        PollGroup(interval_s=interval, quantities=tuple(register.quantity for register in part))
+        PollGroup(
+            interval_s=interval,
+            quantities=tuple(register.quantity for register in part),
+            counters=tuple(register.counter for register in part),
+        )
         for interval, part in zip(intervals, parts, strict=True)
     )
     cost = cost or tcp_cost(reply_delay_s=loaded.profile.timing.reply_delay_s)

@@ -9,9 +9,10 @@ from decimal import Decimal
 from fractions import Fraction
 from math import isfinite
 
-from energybid.core.quantities import Obis, Quantity
+from energybid.core.ports import Counter
+from energybid.core.quantities import MANTISSA_MAX, Obis, Quantity
 from energybid.drivers.modbus.decode import in_order, swapped
-from energybid.drivers.modbus.map import HOLDING, INPUT, TYPES, Factor, Writable
+from energybid.drivers.modbus.map import FLOATS, HOLDING, INPUT, TYPES, Factor, Writable
 from energybid.drivers.planner import Span
 from energybid.drivers.profile_file import (
     Block,
@@ -59,6 +60,21 @@ class Register:
         """Mantissa per raw count, before the factors that the meter holds."""
         exponent = self.quantity.exponent
         return self.scale * Fraction(10) ** -exponent
+
+    @property
+    def counter(self) -> Counter | None:
+        """How it counts, where the file says it; an unsigned register rolls over at its end."""
+        if not self.quantity.cumulative or self.factors:
+            return None
+        rollover: Fraction | None = None
+        if self.rollover is not None:
+            rollover = self.rollover / Fraction(10) ** self.quantity.exponent
+        elif self.type.startswith("u"):
+            rollover = 2 ** (16 * self.count) * self.factor
+        return Counter(
+            rollover=round(rollover) if rollover is not None and rollover <= MANTISSA_MAX else None,
+            word=round(2**16 * self.factor) if self.count > 1 and self.type not in FLOATS else None,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
