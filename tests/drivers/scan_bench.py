@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from energybid.core.ports import Endpoint, Platform, SerialEndpoint
+from energybid.core.ports import Endpoint, Platform, SerialEndpoint, TcpEndpoint
 from energybid.drivers.profile import LoadedProfile, load_profile
 from energybid.drivers.scan import Found, Setting, settings_of
 from energybid.drivers.target import BusTarget, parse_target
-from energybid.simulator.bus import Bus, LineTiming, RtuLine, Station, TcpConnection
+from energybid.simulator.bus import AsciiLine, Bus, LineTiming, RtuLine, Station, TcpConnection
 from energybid.simulator.faults import FaultSource
 from energybid.simulator.household import Household
 from energybid.simulator.meters import Meter
@@ -86,11 +86,14 @@ class Bench:
 
     def _socket(self, endpoint: Endpoint) -> Socket:
         if not isinstance(endpoint, SerialEndpoint):
+            if isinstance(endpoint, TcpEndpoint) and endpoint.baudrate:
+                return Socket("gateway", lambda: RtuLine(self.bus, LineTiming.of(9600)), self._chance, serial=False)
             return Socket("net", lambda: TcpConnection(self.bus), self._chance, serial=False)
         if (endpoint.baudrate, endpoint.parity) != (self.baudrate, self.parity):
             return Socket("line", lambda: Deaf(self.noise), self._chance, serial=True)
-        timing = LineTiming.of(endpoint.baudrate, endpoint.parity)
-        return Socket("line", lambda: RtuLine(self.bus, timing), self._chance, serial=True)
+        timing = LineTiming.of(endpoint.baudrate, endpoint.parity, data_bits=endpoint.data_bits)
+        speaks = RtuLine if endpoint.data_bits == 8 else AsciiLine
+        return Socket("line", lambda: speaks(self.bus, timing), self._chance, serial=True)
 
     def platform(self) -> Platform:
         absent: Any = None

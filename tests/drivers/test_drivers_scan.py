@@ -10,7 +10,7 @@ from energybid.core.errors import BusDownError, ConfigurationError
 from energybid.drivers.live import Wanted, read_values
 from energybid.drivers.modbus import objects
 from energybid.drivers.probe import Prober
-from energybid.drivers.scan import UNITS, Found, Scanner, Search, Setting, State
+from energybid.drivers.scan import UNITS, Found, Scanner, Search, Setting, State, line_setting
 from energybid.drivers.scan_state import decode, encode, parse_units, units_text
 from energybid.drivers.target import parse_target
 from energybid.simulator.bus import Bus
@@ -228,6 +228,35 @@ def test_a_server_that_is_no_modbus_server() -> None:
 
     run(main)
     assert len(rig.opened) == 2
+
+
+@pytest.mark.parametrize("address", ["ascii:/dev/ttyUSB0", "rtu-tcp://meters:4001", "udp://meters"])
+def test_every_kind_of_bus_is_searched(address: str) -> None:
+    target = parse_target(address)
+    serial = address.startswith("ascii")
+    where = [line_setting(target) if serial else Setting(address, target, serial=False)]
+    state = scan(bench(meter(2), meter(5, MODELS[1])), where, range(1, 7))
+    assert units(state) == [2, 5]
+    assert models(state) == list(MODELS[:2])
+    assert where[0].label == ("9600 7N1" if serial else address)
+
+
+def test_ascii_noise_is_counted() -> None:
+    async def main() -> int:
+        prober = Prober(bench(scripted(1, lambda _: b"")).open, parse_target("ascii:/dev/ttyUSB0"))
+        asking = asyncio.ensure_future(prober.ask(1, objects.request(), 0.2))
+        await asyncio.sleep(0.1)
+        prober.data_received(b"what?\r\n")
+        heard = await asking
+        await prober.close()
+        return heard.noise
+
+    assert run(main) == 7
+
+
+def test_a_network_target_is_no_line() -> None:
+    with pytest.raises(TypeError):
+        line_setting(NETWORK[0].target)
 
 
 # ---------------------------------------------------------------- politeness, interruption

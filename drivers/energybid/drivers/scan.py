@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from energybid.core.errors import BusDownError
+from energybid.core.ports import SerialEndpoint
 from energybid.drivers.identify import Examiner, Identity, identify, rivals
 from energybid.drivers.modbus import objects
 from energybid.drivers.modbus.exchange import READ_OVERHEAD
@@ -22,6 +23,7 @@ from energybid.drivers.modbus.framing import EXCEPTION_FLAG, RTU_OVERHEAD
 from energybid.drivers.modbus.map import HOLDING, INPUT
 from energybid.drivers.modbus.rtu import character_s
 from energybid.drivers.probe import Prober
+from energybid.drivers.target import TCP, UDP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -37,6 +39,8 @@ DIRECT_UNITS = [255, 0]
 """What a Modbus TCP device itself answers to (Modbus Messaging on TCP/IP V1.0b §4.4.2)."""
 SPREAD = 1, 2, 247, 171, 93, 255, 0
 """Units asked first over TCP: whoever answers for all of them answers for every unit."""
+ADDRESSED = frozenset({TCP, UDP})
+"""Kinds of bus on which a device may answer for every unit: framing does without the address."""
 LIKELY = 16
 """At several settings the first units of each are asked before the rest of any."""
 USUAL = (9600, "N"), (19200, "E"), (9600, "E"), (19200, "N")
@@ -224,7 +228,7 @@ class Scanner:
         state = self._state
         asked = state.asked.setdefault(setting.label, {}).setdefault(call.name, set())
         garbled = 0
-        if setting.network and not asked and len(self._search.units) > 1:
+        if setting.target.kind in ADDRESSED and not asked and len(self._search.units) > 1:
             await self._spread(setting, asked)
         for unit in units:
             if setting.label in state.given_up or any(f.every_unit for f in state.at(setting)):
@@ -394,4 +398,12 @@ def settings_of(
     pairs.sort(key=lambda pair: (USUAL.index(pair) if pair in USUAL else len(USUAL), -known[pair], pair))
     if not baudrates:
         pairs = [pair for pair in pairs if known[pair]]
-    return [Setting(f"{rate} 8{parity}1", make(rate, parity), serial=True) for rate, parity in pairs]
+    return [line_setting(make(rate, parity)) for rate, parity in pairs]
+
+
+def line_setting(target: BusTarget) -> Setting:
+    """A serial line as it is set, labelled as people write it, such as 9600 8N1."""
+    line = target.endpoint
+    if not isinstance(line, SerialEndpoint):
+        raise TypeError(f"{line} is no serial line")
+    return Setting(f"{line.baudrate} {line.data_bits}{line.parity}{line.stop_bits}", target, serial=True)

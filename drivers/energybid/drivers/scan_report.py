@@ -241,7 +241,9 @@ def _place(setting: Setting, device: str | None) -> dict[str, Any]:
     """The keys that say where a bus is."""
     kind, endpoint = setting.target
     if isinstance(endpoint, SerialEndpoint):
-        line = {"baudrate": endpoint.baudrate, "parity": endpoint.parity}
+        line: dict[str, Any] = {"baudrate": endpoint.baudrate, "parity": endpoint.parity}
+        if endpoint.stop_bits != 1:
+            line["stop_bits"] = endpoint.stop_bits
         return {"kind": kind, "device": device or endpoint.device, **line}
     place: dict[str, Any] = {"kind": kind, "host": endpoint.host, "port": endpoint.port}
     if isinstance(endpoint, TcpEndpoint) and endpoint.tls is not None:

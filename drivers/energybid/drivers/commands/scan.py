@@ -18,6 +18,7 @@ from energybid.drivers.live import Wanted, read_values
 from energybid.drivers.probe import WIRES
 from energybid.drivers.profile import LoadedProfile, list_profiles, load_profile
 from energybid.drivers.scan import (
+    ADDRESSED,
     DIRECT_UNITS,
     SETTINGS_MAX,
     UNITS,
@@ -130,7 +131,7 @@ def _search(arguments: argparse.Namespace, profiles: list[LoadedProfile]) -> Sea
             settings = settings[:SETTINGS_MAX]
     else:
         settings = [Setting(arguments.target, first, serial=False)]
-        units += [] if arguments.units else DIRECT_UNITS
+        units += DIRECT_UNITS if first.kind in ADDRESSED and not arguments.units else []
     return Search(settings=settings, units=units, profiles=profiles, thorough=arguments.thorough)
 
 
