@@ -156,7 +156,8 @@ def test_the_time_that_frames_take_on_the_line_behind_the_gateway_is_allowed_for
         play("modbus-rtu-tcp", lambda f: [(0.225, rtu(f))], poll_once, retries=0)
 
 
-def test_a_gateway_that_lost_its_state_gets_a_new_connection():
+@pytest.mark.parametrize(("kind", "units"), [("modbus-tcp", (1,)), ("modbus-tcp", (1, 2)), ("modbus-rtu-tcp", (1,))])
+def test_a_gateway_that_lost_its_state_gets_a_new_connection(kind, units):
     async def scene(driver, peer, plan):
         for _ in range(8):
             try:
@@ -168,28 +169,29 @@ def test_a_gateway_that_lost_its_state_gets_a_new_connection():
     sockets = []
 
     def fate(frame):
-        return [(0.02, rtu(frame))] if len(sockets[-1].wires) > 1 else []
+        return [(0.02, answer(frame, rtu=kind == "modbus-rtu-tcp"))] if len(sockets[-1].wires) > 1 else []
 
     async def keep(driver, peer, plan):
         sockets.append(peer)
         return await scene(driver, peer, plan)
 
-    assert play("modbus-rtu-tcp", fate, keep, retries=2) == (RIGHT, 2)
+    assert play(kind, fate, keep, retries=2, units=units) == (RIGHT, 2)
 
 
-def test_a_dead_meter_behind_a_gateway_costs_no_connection():
+@pytest.mark.parametrize("kind", ["modbus-tcp", "modbus-rtu-tcp"])
+def test_a_dead_meter_behind_a_silent_gateway_costs_no_connection(kind):
     async def scene(driver, peer, plan):
         good = 0
         for _ in range(12):
-            done = await asyncio.gather(*(driver.poll(meter, 0) for meter in plan.meters), return_exceptions=True)
-            good += not isinstance(done[1], BaseException)
-            assert isinstance(done[0], NoReplyError)
+            with pytest.raises(NoReplyError):
+                await driver.poll(plan.meters[0], 0)
+            good += (await driver.poll(plan.meters[1], 0)).status is None
         return good, len(peer.wires)
 
     def fate(frame):
-        return [(0.02, rtu(frame))] if frame.unit == 2 else []
+        return [(0.02, answer(frame, rtu=kind == "modbus-rtu-tcp"))] if frame.unit == 2 else []
 
-    assert play("modbus-rtu-tcp", fate, scene, units=(1, 2), retries=2) == (12, 1)
+    assert play(kind, fate, scene, units=(1, 2), retries=2) == (12, 1)
 
 
 # ---------------------------------------------------------------- a gateway's own limits

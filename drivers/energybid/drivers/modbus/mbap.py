@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 TRANSACTIONS = 65_536
 _SEGMENT = 4096
 """Transaction identifiers are released for use again in spans of this many."""
-SILENCE_MAX = 3
-"""Waits in a row that ended with nothing at all received, after which the connection is thought dead."""
+SILENCE_MAX, SILENCE_S = 3, 5.0
+"""Waits in a row that ended with nothing at all received, after which the connection is thought dead; where several
+units share it, for so long at least. One dead unit must not cost a gateway's only connection."""
 
 
 class MbapLink(Link):
@@ -36,6 +37,7 @@ class MbapLink(Link):
         super().__init__(platform, plan)
         self._framer = MbapFramer()
         self._in_flight = max(1, plan.in_flight)
+        self._silence_s = SILENCE_S if len(plan.meters) > 1 else 0.0
         self._free_at = -NEVER
         """When the plan's pause ends."""
         self._reserve_s = plan.lateness_s + max((meter.timeout_s for meter in plan.meters), default=0.0)
@@ -50,6 +52,7 @@ class MbapLink(Link):
         """When the last identifier of each segment was used."""
         self._heard_at = -NEVER
         self._silences = 0
+        self._silent_since = -NEVER
 
     def _under_way(self) -> list[tuple[Exchange, int]]:
         entries, self._sent = self._sent, {}
@@ -134,7 +137,8 @@ class MbapLink(Link):
             self._skip_rest(exchange)
         if late:
             self._silences = self._silences + 1 if silent else 0
-        if self._silences >= SILENCE_MAX:
+            self._silent_since = now if self._silences <= 1 else self._silent_since
+        if self._silences >= SILENCE_MAX and now - self._silent_since >= self._silence_s:
             self._drop(Failure.NO_REPLY, "nothing came any more")
             return
         if self._sent:
