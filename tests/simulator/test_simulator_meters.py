@@ -21,8 +21,10 @@ from hypothesis import strategies as st
 PROFILES = {name: load_profile(name) for name in list_profiles()}
 SITE = Site(pv_peak_w=6000, import_wh=3_456_789)
 MOMENTS = st.integers(0, 2 * 86_400_000)
-EXAMPLES = settings(deadline=None, max_examples=10)
-"""No deadline: a jump of days takes its time on a busy machine. Few examples: there are many models."""
+EXAMPLES = settings(deadline=None, max_examples=50)
+"""No deadline: a jump of days takes its time on a busy machine."""
+OF_EACH_MODEL = settings(deadline=None, max_examples=4)
+"""There are many models."""
 
 SCALED = b"""
 manufacturer = "Test"
@@ -73,7 +75,7 @@ def counted(register: Register, exact: Fraction) -> int:
 
 
 @pytest.mark.parametrize("name", list_profiles())
-@EXAMPLES
+@OF_EACH_MODEL
 @given(at_ms=MOMENTS)
 def test_every_quantity_reads_back_as_the_physical_state(name: str, at_ms: int) -> None:
     loaded = PROFILES[name]
@@ -95,7 +97,7 @@ def test_every_quantity_reads_back_as_the_physical_state(name: str, at_ms: int) 
 
 
 @pytest.mark.parametrize("name", list_profiles())
-@EXAMPLES
+@OF_EACH_MODEL
 @given(begin=MOMENTS, steps=st.lists(st.integers(1, 4_000_000), min_size=1, max_size=10))
 def test_energy_registers_never_decrease_and_follow_the_recording(name: str, begin: int, steps: list[int]) -> None:
     loaded = PROFILES[name]
