@@ -96,6 +96,7 @@ def scan(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 
 def test_a_scan_of_a_line_whose_rate_nobody_told(buses: dict[str, str]) -> None:
     command = [*COMMAND, "scan", buses["line"], "--units", "1-4", "--baudrates", "9600,19200", "--parities", "N"]
+    command += BENCH_MODELS
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=DEADLINE_S, check=True)
     facts = json.loads(done.stdout)
     (found,) = facts["meters"]
@@ -111,11 +112,12 @@ def test_people_see_models_reasons_and_values(buses: dict[str, str], capsys: pyt
     code, out, err = scan(capsys, buses["net"], "--units", "1-10")
     assert code == 0
     assert f"{buses['net']}: 2 devices answer, units 2, 9\n" in out
-    assert "unit 2    Eastron SDM630-Modbus V2\n          profile eastron-sdm630: " in out
-    assert re.search(r"\n          voltage-l1 +2\d\d\.\d V\n", out)
-    assert re.search(r"\n          energy-import +[\d.]+ kWh\n", out)
+    assert re.search(r"unit 2    Eastron SDM630-Modbus V2, serial number \d+\n          profile eastron-sdm630: ", out)
+    assert re.search(r"\n          voltage-l1 2\d\d\.\d V   voltage-l2 2", out)
+    assert re.search(r"   energy-import [\d.]+ kWh\n", out)
     assert all(len(line) <= 80 for line in out.splitlines())
-    assert "unit 9 is Carlo Gavazzi EM340" in err
+    assert "unit 9 answers at tcp://" in err
+    assert "--write gateway.toml" in err
 
 
 def test_what_is_written_passes_the_configuration_check(
@@ -177,7 +179,7 @@ def test_a_state_file_is_kept_and_a_finished_search_is_not_made_again(
 
 
 def test_ctrl_c_prints_what_was_found_and_how_to_go_on(buses: dict[str, str]) -> None:
-    command = [*COMMAND, "scan", buses["line"], "--baudrates", "19200", "--parities", "N"]
+    command = [*COMMAND, "scan", buses["line"], "--baudrates", "19200", "--parities", "N", *BENCH_MODELS]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr
     assert process.stderr.readline() == "unit 3 answers at 19200 8N1\n"
@@ -304,6 +306,7 @@ def test_a_meter_that_is_not_there_is_told(buses: dict[str, str], capsys: pytest
 def test_a_terminal_sees_one_line_that_is_taken_away(buses: dict[str, str]) -> None:
     reader, writer = pty.openpty()
     command = [*COMMAND, "scan", buses["line"], "--units", "2-3", "--baudrates", "19200", "--parities", "N"]
+    command += BENCH_MODELS
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=writer, timeout=DEADLINE_S, check=True)
     os.close(writer)
     shown = b""

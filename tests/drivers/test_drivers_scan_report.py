@@ -55,7 +55,7 @@ def test_each_case_has_its_words() -> None:
     )
     assert text.startswith("/dev/ttyUSB0 at 19200 8E2: 6 devices answer, units 1, 2, 3, 4, 5, 6\n")
     for words in (
-        "unit 1    Maker A\n          profile a: why\n          serial number 77\n          power",
+        "unit 1    Maker A, serial number 77\n          profile a: why\n          power 12 W\n",
         "unit 2    answers; which of these profiles is its own can not be told\n          read as b:\n          power",
         "          perhaps b: why\n          perhaps c: why\n",
         "          not everything was asked: --thorough --units 3 takes its time\n",

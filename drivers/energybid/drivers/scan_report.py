@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 INDENT = " " * 10
+GAP = "   "
 INTERVAL = "60 s"
 NAME_MAX = 64
 
@@ -64,7 +65,7 @@ def _unit(found: Found) -> list[str]:
             *_folded(f"profile {best.profile}: {_because(best)}"),
         ]
     if identity and identity.serial_number:
-        lines += _folded(f"serial number {identity.serial_number}")
+        lines[0] += f", serial number {identity.serial_number}"
     if found.values:
         lines += [] if best or not identity or not identity.likely else _folded(f"read as {identity.likely.profile}:")
         lines += _columns(found.values)
@@ -121,8 +122,14 @@ def _folded(text: str) -> list[str]:
 
 
 def _columns(values: list[tuple[str, str]]) -> list[str]:
-    width = max(len(name) for name, _ in values)
-    return [f"{INDENT}{name.ljust(width)}  {value:>16}" for name, value in values]
+    """Names and values, as many on a line as fit."""
+    lines = [INDENT]
+    for name, value in values:
+        pair = f"{name} {value}"
+        if len(lines[-1]) > len(INDENT) and len(lines[-1]) + len(GAP) + len(pair) > WIDTH:
+            lines.append(INDENT)
+        lines[-1] += (GAP if len(lines[-1]) > len(INDENT) else "") + pair
+    return lines
 
 
 def _notes(report: Report) -> list[str]:

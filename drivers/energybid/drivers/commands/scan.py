@@ -110,6 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
     report = Report(arguments.target, search.settings, state)
     _save(arguments, state)
     _print(arguments, report, existing)
+    if state.found and not fault and arguments.write is None and not arguments.json:
+        _say("Compare these with the displays. --write gateway.toml makes configuration of them.")
     if fault:
         _say(f"energybid: {fault}; {_go_on(arguments, search, state)}")
     return code
@@ -160,11 +162,8 @@ class _Watcher:
         self._line.show(f"{label}  unit {unit:3}", done, left_s)
 
     def found(self, found: Found) -> None:
-        best = found.identity.best if found.identity else None
         if found.identity is None:
             self._line.say(f"unit {found.unit} answers at {found.setting}")
-        elif best is not None:
-            self._line.say(f"unit {found.unit} is {best.manufacturer} {best.model}")
 
 
 # ---------------------------------------------------------------- files
