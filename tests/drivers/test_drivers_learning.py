@@ -1,6 +1,7 @@
 """What the driver learns of a meter: registers that it refuses, how long it takes, how much rest it needs."""
 
 import asyncio
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,13 +11,14 @@ from energybid.core.ports import SerialEndpoint
 from energybid.core.quantities import Status
 from energybid.drivers.modbus.driver import open_driver
 from energybid.drivers.modbus.learned import Delays, Learned, Patience, Refusal, Span, Turnaround
-from energybid.drivers.modbus.split import Part, cells_of
+from energybid.drivers.modbus.map import Request
+from energybid.drivers.modbus.split import Part, cells_of, widened
 from energybid.drivers.planner import Span as Run
-from energybid.drivers.planner import plan, tcp_cost
+from energybid.drivers.planner import Terms, plan, tcp_cost
 from energybid.simulator import virtual
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lines import Line, line_plan, profile
+from lines import Line, line_plan, profile, words
 from modbus_peers import SILENT, Peer, bus_plan, framed, reply
 
 HEAD = """
@@ -454,3 +456,53 @@ def test_values_that_share_registers_are_never_split():
         type(part.request)(function=4, first=0, count=20, fields=(shared, *part.request.fields)), tuple(range(11))
     )
     assert [len(cell.fields) for cell in cells_of(both)] == [2] + [1] * 9
+
+
+# ---------------------------------------------------------------- a meter alone on its line
+
+
+def test_a_meter_alone_on_its_line_is_asked_in_two_lengths():
+    line = Line(LINE)
+
+    async def main():
+        bus = line_plan(LINE, range(1, 2), profile(4))
+        driver = open_driver(line.platform(), bus)
+        samples = [await driver.poll(bus.meters[0], 0) for _ in range(4)]
+        assert len({sample.values for sample in samples}) == 1
+        await driver.close()
+
+    virtual.run(main)
+    assert [list(asked(frame)) for frame in line.requests] == [list(range(8)), list(range(9))] * 2
+
+
+@pytest.mark.parametrize(("block", "spans", "wanted"), [
+    ((10, 20), [], (10, 9)), ((9, 18), [], (9, 9)), ((10, 18), [], None),
+    ((10, 20), [Span(4, 18, 1)], None), ((9, 20), [Span(4, 18, 1)], (9, 9)), ((10, 20), [Span(4, 18, 0)], None),
+    ((9, 20), [Span(4, 18, 0)], (9, 9)),
+])  # fmt: skip
+def test_the_other_length_is_one_that_may_be_read(block, spans, wanted):
+    request = Request(function=4, first=10, count=8, fields=())
+    terms = Terms(readable=(Run(4, *block),), cost=tcp_cost(), registers_max=9)
+    found = widened(request, spans, terms)
+    assert (found and (found[0].first, found[0].count)) == wanted
+    assert found is None or found[1] == 10 - wanted[0]
+    assert widened(request, spans, replace(terms, registers_max=8)) is None
+
+
+def test_a_register_more_that_is_refused_is_not_asked_for_again():
+    def respond(unit, pdu):
+        first, count = int.from_bytes(pdu[1:3], "big"), int.from_bytes(pdu[3:5], "big")
+        return words(unit, pdu) if first + count <= 8 else bytes((pdu[0] | 0x80, 2))
+
+    line = Line(LINE, respond)
+
+    async def main():
+        bus = line_plan(LINE, range(1, 2), profile(4))
+        driver = open_driver(line.platform(), bus)
+        for _ in range(10):
+            assert (await driver.poll(bus.meters[0], 0)).status is None
+        assert driver.shown(bus.meters[0])["unreadable"] == []
+        await driver.close()
+
+    virtual.run(main)
+    assert sum(len(asked(frame)) == 9 for frame in line.requests) == 1

@@ -77,7 +77,8 @@ class ModbusDriver:
         self._link = link
         self._bus = plan.name
         self._loop = asyncio.get_running_loop()
-        self._units = {meter.name: Unit(meter, _patience(plan, meter)) for meter in plan.meters}
+        alone = plan.kind not in MATCHED and len(plan.meters) == 1
+        self._units = {meter.name: Unit(meter, _patience(plan, meter), alone=alone) for meter in plan.meters}
         self.concurrency = max(1, plan.in_flight) if plan.kind in MATCHED else SERIAL_CONCURRENCY
         """How many polls may be under way at once."""
 

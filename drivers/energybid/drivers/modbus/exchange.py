@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from struct import pack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pymodbus.pdu import ExceptionResponse
 from pymodbus.pdu.register_message import ReadHoldingRegistersRequest, ReadInputRegistersRequest
@@ -43,7 +43,7 @@ Outcome = bytes | int
 class Asked:
     """A request to one unit, encoded, with what its reply must look like."""
 
-    __slots__ = ("decode", "function", "head", "pdu", "request", "rtu", "scaled", "size", "tcp_tail", "unit")
+    __slots__ = ("decode", "function", "head", "pdu", "request", "rtu", "scaled", "size", "tcp_tail", "unit", "wider")
 
     def __init__(self, unit: int, request: Request) -> None:
         """Encode a request.
@@ -69,6 +69,8 @@ class Asked:
         self.decode = decoder(request)
         self.scaled = scaled_decoder(request)
         """Decodes in its place where numbers are multiplied by factors that the meter holds."""
+        self.wider: Wider | None = None
+        """The same with one register more, where there is use for it."""
         if self.size > PDU_MAX:
             raise ValueError(f"{request.count} registers do not fit a reply")
 
@@ -91,6 +93,20 @@ class Asked:
         """What is asked of whom, for messages."""
         last = self.request.first + self.request.count - 1
         return f"unit {self.unit}, function {self.function}, registers {self.request.first} to {last}"
+
+
+class Wider(NamedTuple):
+    """A request that brings the same registers in a reply of another length, so that the two are told apart."""
+
+    asked: Asked
+    skip: int
+    """Bytes before the wanted registers."""
+
+    def cut(self, outcome: Outcome, asked: Asked) -> Outcome:
+        """What the reply is for the request that this one stands for."""
+        if isinstance(outcome, bytes):
+            return outcome[self.skip : self.skip + 2 * asked.request.count]
+        return outcome
 
 
 class Exchange:

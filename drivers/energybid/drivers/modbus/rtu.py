@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from energybid.core.ports import SerialEndpoint, TcpEndpoint
-from energybid.drivers.modbus.exchange import Asked, Exchange, Failure
+from energybid.drivers.modbus.exchange import Asked, Exchange, Failure, Outcome
 from energybid.drivers.modbus.framing import RtuReplies
 from energybid.drivers.modbus.link import NEVER, Link
 
@@ -61,8 +61,9 @@ class RtuLink(Link):
         self._late: dict[tuple[int, int], float] = {}
         """(unit, function) that may still answer late → until when."""
         self._last: tuple[int, int, int] | None = None
-        """Unit, function and size of the last reply; size 0 for an exception, which looks the same for every size."""
-        self._repeated_at = -NEVER
+        """Unit, function and size of the last reply; size 0 for an exception, which looks the same for every size. What
+        was sent twice before that has come twice by now: a line keeps the order."""
+        self._last_again_at = -NEVER
         """When it would have shown again, had it been sent twice."""
 
     def _reset(self) -> None:
@@ -87,8 +88,11 @@ class RtuLink(Link):
         for exchange in self._pending:
             asked = exchange.asked[exchange.sent]
             passed_at = max(self._late.get((asked.unit, asked.function), -NEVER), self._free_at + exchange.gap_s)
-            if self._looks_like_last(asked):
-                passed_at = max(passed_at, self._repeated_at)
+            repeated_at = self._repeated_at(asked)
+            if now < repeated_at and asked.wider and self._repeated_at(asked.wider.asked) < repeated_at:
+                asked = asked.wider.asked
+                repeated_at = self._repeated_at(asked)
+            passed_at = max(passed_at, repeated_at)
             if now >= passed_at:
                 self._send(transport, exchange, asked, now)
                 return
@@ -100,11 +104,25 @@ class RtuLink(Link):
         """The request's bytes, and the length of its reply on the line."""
         return asked.rtu, asked.rtu_reply_size
 
-    def _looks_like_last(self, asked: Asked) -> bool:
-        return self._last is not None and self._last in (
-            (asked.unit, asked.function, asked.size),
-            (asked.unit, asked.function, 0),
-        )
+    def _repeated_at(self, asked: Asked) -> float:
+        """When a reply that looks like this one's has shown again, had it been sent twice."""
+        alike = (asked.unit, asked.function, asked.size), (asked.unit, asked.function, 0)
+        return self._last_again_at if self._last in alike else -NEVER
+
+    def _note(self, asked: Asked, outcome: Outcome, now: float) -> None:
+        """Note what the reply looked like that has just come."""
+        self._last = asked.unit, asked.function, asked.size if isinstance(outcome, bytes) else 0
+        self._last_again_at = now + max(REPEAT_S, REPEAT_CHARACTERS * self._character_s)
+
+    @staticmethod
+    def _of_the_poll(asked: Asked, wanted: Asked, outcome: Outcome) -> Outcome:
+        """What the outcome of a request is for the one of the poll, which may be a register shorter."""
+        if asked is wanted or wanted.wider is None:
+            return outcome
+        if isinstance(outcome, int) and outcome > 0:  # refused or not, that register was not asked for
+            wanted.wider = None
+            return Failure.GARBLED
+        return wanted.wider.cut(outcome, wanted)
 
     def _send(self, transport: asyncio.Transport, exchange: Exchange, asked: Asked, now: float) -> None:
         index = exchange.sent
@@ -140,8 +158,8 @@ class RtuLink(Link):
             self._current = None
             self._proven = True
             outcome = asked.outcome(frame.unit, frame.pdu)
-            self._last = asked.unit, asked.function, asked.size if isinstance(outcome, bytes) else 0
-            self._repeated_at = now + max(REPEAT_S, REPEAT_CHARACTERS * self._character_s)
+            self._note(asked, outcome, now)
+            outcome = self._of_the_poll(asked, exchange.asked[index], outcome)
             exchange.delay_s = max(exchange.delay_s, now - self._hard_deadline + exchange.timeout_s)
             exchange.answer(index, outcome, now, self._platform.now_ns())
             self._pump_now()

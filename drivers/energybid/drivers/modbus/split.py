@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from energybid.drivers import planner
 from energybid.drivers.modbus.learned import Span
-from energybid.drivers.modbus.map import TYPES, Factor, Field, Request
+from energybid.drivers.modbus.map import REGISTERS_MAX, TYPES, Factor, Field, Request
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -145,6 +145,20 @@ def _between(end: int, first: int, span: Span) -> bool:
     if span.size:
         return span.first < first and end < span.end
     return end <= span.first <= first
+
+
+def widened(request: Request, spans: Collection[Span], terms: Terms) -> tuple[Request, int] | None:
+    """The request with one register more, behind or in front; and how many stand before its own.
+
+    None where there is none that may be read.
+    """
+    most = min(terms.registers_max, terms.cost.registers_max, REGISTERS_MAX)
+    end = request.first + request.count
+    for first, skip in ((request.first, 0), (request.first - 1, 1)):
+        run = planner.Span(request.function, first, end + 1 - skip)
+        if run.length <= most and any(part.holds(run) for span in terms.readable for part in _outside(span, spans)):
+            return Request(function=request.function, first=first, count=run.length, fields=()), skip
+    return None
 
 
 def trial(parts: Iterable[Part], span: Span) -> Part | None:

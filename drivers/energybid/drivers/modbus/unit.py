@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 from energybid.core.ports import Sample
 from energybid.core.quantities import Status
 from energybid.drivers.modbus.decode import factor_data
-from energybid.drivers.modbus.exchange import Asked, Exchange, Outcome
+from energybid.drivers.modbus.exchange import Asked, Exchange, Outcome, Wider
 from energybid.drivers.modbus.learned import NEVER, Learned, Patience, Span, Turnaround
 from energybid.drivers.modbus.map import ModbusMap
-from energybid.drivers.modbus.split import Cell, Part, around, cells_of, part_of, parts_of
+from energybid.drivers.modbus.split import Cell, Part, around, cells_of, part_of, parts_of, widened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from energybid.core.ports import MeterPlan
+    from energybid.drivers.planner import Terms
 
 # Exception codes, Modbus Application Protocol V1.1b3 §7.
 REFUSED = frozenset({1, 2, 3, 4})
@@ -52,6 +53,13 @@ class Reading:
         self.order = None if places == sorted(places) else sorted(range(len(places)), key=places.__getitem__)
         """Where the groups' values stand among those of the requests, one after another; None: in their order."""
 
+    def widen(self, spans: Collection[Span], terms: Terms) -> None:
+        """Have each request in two lengths, where that may be."""
+        for asked in self.asked:
+            found = widened(asked.request, spans, terms)
+            if found is not None:
+                asked.wider = Wider(Asked(asked.unit, found[0]), found[1])
+
 
 def _values(part: Part) -> list[tuple[int, Cell]]:
     return [(part.request.function, cell) for cell in cells_of(part)]
@@ -60,8 +68,13 @@ def _values(part: Part) -> list[tuple[int, Cell]]:
 class Unit:
     """One meter."""
 
-    def __init__(self, meter: MeterPlan, patience: Patience) -> None:
+    def __init__(self, meter: MeterPlan, patience: Patience, *, alone: bool = False) -> None:
         """Know nothing of it but its plan.
+
+        Args:
+            meter: The plan.
+            patience: How long it is waited for.
+            alone: No other meter's requests come between its own.
 
         Raises:
             TypeError: Its map is not for this driver.
@@ -80,6 +93,7 @@ class Unit:
             self.together[several.groups] = len(self.compiled)
             self.compiled.append([Part(*pair) for pair in zip(several.requests, several.places, strict=True)])
         self._terms = meter.map.terms
+        self._alone = alone
         self.search_at = [-NEVER] * len(self.compiled)
         """Loop time from which on a refusal is looked into, by group."""
         self._fruitless = [0] * len(self.compiled)
@@ -95,7 +109,10 @@ class Unit:
         for parts in self.compiled:
             # A group that is refused as a whole is asked for as a whole: the answer says so each time.
             pieces = around(parts, spans, self._terms) or parts
-            readings.append(Reading(self.plan.unit, pieces, plain=not spans))
+            reading = Reading(self.plan.unit, pieces, plain=not spans)
+            if self._alone and self._terms is not None:
+                reading.widen(spans, self._terms)
+            readings.append(reading)
         self.readings = readings
 
     def refuse(self, spans: Iterable[Span], now: float) -> None:
