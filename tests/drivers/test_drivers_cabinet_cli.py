@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from energybid.agent.cli import main
+from energybid.agent.cli import main, parser
 from energybid.drivers.commands.progress import ProgressLine, left_text
 
 BUSES = """
@@ -298,6 +299,24 @@ def test_a_meter_that_is_not_there_is_told(buses: dict[str, str], capsys: pytest
     code, _, err = dump(capsys, buses["net"], "--unit", "77", "--range", "input:0-3", "--profile", "eastron-sdm630")
     assert code == 1
     assert "does not answer" in err
+
+
+# ---------------------------------------------------------------- the guide
+
+GUIDE = Path(__file__).parents[2] / "docs" / "cabinet.md"
+LINES = [
+    line.partition(" #")[0]
+    for block in re.findall(r"```sh\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_command_in_the_guide_is_one(line: str) -> None:
+    words = shlex.split(line)
+    assert words[0] == "energybid"
+    options = parser(words[1]).parse_args(words[1:])
+    assert callable(options.run)
 
 
 # ---------------------------------------------------------------- progress
