@@ -8,13 +8,13 @@ import apsw
 import pytest
 from energybid.core.entries import Gap
 from energybid.core.errors import BusDownError, ConfigurationError, EvidenceError, JournalError, UplinkDownError
-from energybid.core.ports import TcpEndpoint, UplinkSettings, Will
+from energybid.core.ports import SerialEndpoint, TcpEndpoint, UplinkSettings, Will
 from energybid.drivers.modbus.decode import group_decoder
 from energybid.drivers.profile import compile_profile, list_profiles, load_profile
 from energybid.simulator.decoding import remembered
 from energybid.simulator.virtual import LIFE, Life, PowerCut, VirtualClock, VirtualOffload, run
 from energybid.simulator.world.broker import Broker
-from energybid.simulator.world.disk import Disk, DiskState, WatchedDatabase
+from energybid.simulator.world.disk import Beside, Disk, DiskState, WatchedDatabase
 from energybid.simulator.world.meters import COUNTER_MAX, WorldMeter
 from energybid.simulator.world.scenario import Faults, Scenario, large, load_scenario
 from energybid.simulator.world.wire import Socket, Wiring
@@ -181,6 +181,78 @@ def test_a_disk_that_refuses_and_works_again(disk, state):
     database.execute("INSERT INTO t VALUES (1)")
 
 
+def test_the_files_beside_fill_a_disk_and_what_is_given_back_helps(disk):
+    beside = Beside(disk)
+    database = table(disk)
+    beside.reserve("ballast", 20_000)
+    assert (beside.size("ballast"), beside.size("a.db"), beside.size("other")) == (20_000, 4096, None)
+    disk.state, disk.room = DiskState.FILLED, 0
+    assert beside.free("a.db") == 0
+    with pytest.raises(apsw.FullError):
+        database.execute("INSERT INTO t VALUES (zeroblob(3000))")
+    with pytest.raises(OSError, match="no space left"):
+        beside.reserve("more", 1)
+    beside.reserve("ballast", 0)
+    assert beside.free("a.db") == 20_000
+    database.execute("INSERT INTO t VALUES (zeroblob(3000))")
+    assert 0 < beside.free("a.db") < 17_000
+    disk.state = DiskState.FULL
+    assert beside.free("a.db") == 0
+    disk.state = DiskState.READ_ONLY
+    with pytest.raises(OSError, match="read-only"):
+        beside.rename("a.db-wal", "b")
+    disk.state = DiskState.FINE
+    database.close()
+
+
+def test_the_files_beside_are_renamed_and_a_power_cut_leaves_them_before_or_after(disk):
+    beside = Beside(disk)
+    table(disk).close()
+    beside.reserve("ballast", 1)
+    with pytest.raises(FileExistsError):
+        beside.rename("a.db", "ballast")
+    disk.cut_after = 1
+    with pytest.raises(PowerCut):
+        beside.rename("a.db", "b.db")
+    assert disk.image.used("a.db")
+    disk.image = None
+    beside.rename("a.db", "b.db")
+    assert (disk.used("a.db"), disk.used("b.db") > 0) == (0, True)
+
+
+def test_reads_and_syncs_fail_as_often_as_they_are_told(disk):
+    database = table(disk)
+    disk.failing_syncs = 1
+    with pytest.raises(apsw.IOError, match="sync"):
+        database.execute("INSERT INTO t VALUES (1)")
+    database.execute("INSERT INTO t VALUES (2)")
+    database.close()
+    disk.failing_reads = 1
+    again = disk.open("a.db")
+    with pytest.raises(apsw.IOError, match="read") as told:
+        list(again.execute("SELECT x FROM t"))
+    assert told.value.extendedresult == apsw.SQLITE_IOERR_CORRUPTFS
+    assert list(again.execute("SELECT x FROM t")) == [(2,)]
+    assert disk.failed == 2
+
+
+def test_damage_is_there_now_and_after_every_restart(disk):
+    table(disk).close()
+    before = bytes(disk.files["a.db"].data)
+    found = set()
+    for seed in range(30):
+        hurt = disk.copy()
+        where = hurt.damage("a.db", random.Random(seed))
+        length = int(where.split()[0])
+        now = bytes(hurt.files["a.db"].data)
+        assert now == bytes(hurt.files["a.db"].durable)
+        assert 0 < sum(a != b for a, b in zip(before, now, strict=True)) <= length
+        found.add(length)
+        hurt.remove()
+    assert {1, 512} < found
+    assert disk.damage("none.db", random.Random(1)) == ""
+
+
 # ---------------------------------------------------------------- broker
 
 
@@ -291,6 +363,22 @@ def test_a_wire_carries_in_order_cuts_and_is_lost():
         await wiring.open(TcpEndpoint(host="host", port=1), Ear)
 
     run(main)
+
+
+def test_an_adapter_that_returns_under_another_name_is_found_by_the_name_that_stays():
+    async def main():
+        told = []
+        sockets = {"/dev/ttyUSB0": Socket("line", Ear, random.Random(1), serial=True)}
+        wiring = Wiring(sockets, {"by-id": "/dev/ttyUSB0"}, told.append)
+        kept, raw = (SerialEndpoint(device=name, baudrate=9600) for name in ("by-id", "/dev/ttyUSB0"))
+        await wiring.open(kept, Ear)
+        wiring.rename("by-id", "/dev/ttyUSB1")
+        await wiring.open(kept, Ear)
+        with pytest.raises(BusDownError, match="no such device"):
+            await wiring.open(raw, Ear)
+        return told
+
+    assert run(main) == ["by-id is /dev/ttyUSB1"]
 
 
 # ---------------------------------------------------------------- meters

@@ -113,11 +113,14 @@ class Disk:
         Raises:
             JournalError: It can not be opened.
         """
+        failing, self.failing_reads = self.failing_reads, 0  # the real one reads nothing yet
         try:
             connection = apsw.Connection(path, vfs=self.name)
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         except apsw.Error as error:
             raise JournalError(f"{path}: {error}") from None
+        finally:
+            self.failing_reads = failing
         return connection
 
     def copy(self) -> "Disk":
