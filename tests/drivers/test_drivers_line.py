@@ -6,7 +6,9 @@ from itertools import pairwise
 from statistics import mean
 
 import pytest
+from energybid.agent.memory import Memory
 from energybid.agent.polling import BusPoller
+from energybid.agent.status import meter_status
 from energybid.core.ports import SerialEndpoint
 from energybid.drivers.modbus.driver import ModbusDriver, open_driver
 from energybid.simulator.virtual import VirtualClock, run
@@ -121,3 +123,43 @@ def test_an_unplugged_adapter_is_looked_for_every_few_seconds(tmp_path, interval
     polled(
         tmp_path / "j", line, line_plan(endpoint, range(1, 33), profile(10), interval_s=interval_s), 1, during=during
     )
+
+
+def test_what_was_learned_outlives_the_agent(tmp_path):
+    """A second run of the agent asks for nothing that the first one was refused, and is as patient as it was."""
+    endpoint = SerialEndpoint(device="/dev/ttyUSB0", baudrate=9600)
+    plan = line_plan(endpoint, range(1, 3), profile(20), interval_s=1.0)
+    refused = []
+
+    def respond(unit, pdu):
+        first, count = int.from_bytes(pdu[1:3], "big"), int.from_bytes(pdu[3:5], "big")
+        if first <= 7 < first + count:
+            refused.append(unit)
+            return bytes((pdu[0] | 0x80, 2))
+        return words(unit, pdu)
+
+    async def run_once():
+        line = Line(endpoint, respond)
+        clock = VirtualClock()
+        platform = virtual_platform(clock, open_bus=line.open_bus)
+        async with recording(platform, tmp_path / "j") as recorder:
+            poller = BusPoller(platform, recorder, open_driver(platform, plan), plan)
+            memory = Memory(platform, recorder.journal, [poller])
+            await memory.recall()
+            poller.declare()
+            task = asyncio.create_task(poller.run())
+            await asyncio.sleep(50)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await memory.close()
+            return [meter_status(meter, poller.driver.shown(meter.plan)) for meter in poller.meters]
+
+    before = run(run_once)
+    assert len(refused) == 2 * 6  # the whole, then one half of it, and so on
+    assert {meter["state"] for meter in before} == {"partial"}
+    assert before[0]["learned"]["unreadable"][0]["registers"] == "input 6-7"
+    refused.clear()
+    after = run(run_once)
+    assert len(refused) <= 2  # a try each, a minute after they were found
+    assert after[0]["learned"]["unreadable"][0]["registers"] == "input 6-7"
+    assert after[0]["learned"]["timeout_ms"] < 500
