@@ -49,11 +49,12 @@ def test_each_case_has_its_words() -> None:
             found(
                 4, identity={"objects": {"vendor": "ACME"}, "sunspec": {"base": "0", "model": "M", "models": "1 203"}}
             ),
+            found(7, candidate("g", 10), values=[("power", "14 W")]),
             found(5, candidate("f", 20), fault="no answer", every_unit=True),
             Found(setting=LINE.label, unit=6, delay_s=0.1),
         )
     )
-    assert text.startswith("/dev/ttyUSB0 at 19200 8E2: 6 devices answer, units 1, 2, 3, 4, 5, 6\n")
+    assert text.startswith("/dev/ttyUSB0 at 19200 8E2: 7 devices answer, units 1, 2, 3, 4, 7, 5, 6\n")
     for words in (
         "unit 1    Maker A, serial number 77\n          profile a: why\n          power 12 W\n",
         "unit 2    answers; which of these profiles is its own can not be told\n          read as b:\n          power",
@@ -68,6 +69,7 @@ def test_each_case_has_its_words() -> None:
             "          answers for every unit: a device by itself, no gateway\n"
         ),
         "unit 6    answers; not identified yet\n",
+        "unit 7    answers; one profile may fit, but little speaks for it\n          read as g:\n          power 14 W",
     ):
         assert words in text
 
@@ -104,15 +106,13 @@ def test_tables_for_what_is_known_and_comments_for_what_is_not() -> None:
         "stop_bits": 2,
         "meter": [{"name": "a-1", "profile": "a", "unit": 1, "interval": "60 s"}],
     }
-    assert (
-        '# unit 2 is one of b, c: choose by its name plate\n# [[bus.meter]]\n# name = "b-2"\n# profile = "b"\n' in text
-    )
+    assert '# unit 2 may be b or c: look at its name plate\n# [[bus.meter]]\n# name = "b-2"\n# profile = "b"\n' in text
     assert "# unit 3 answers and was not identified\n" in text
     assert "# unit 9 answers and was not identified\n" in text
 
 
 def test_a_bus_without_a_known_meter_is_a_comment() -> None:
-    text = configuration(report(found(2, candidate("c", 10))))
+    text = configuration(report(found(2, candidate("c", 5))))
     assert tomllib.loads(text) == {}
     assert '# [[bus]]\n# name = "bus"\n' in text
     assert "# unit 2 answers and was not identified; perhaps c\n" in text

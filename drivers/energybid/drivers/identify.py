@@ -44,7 +44,7 @@ EQUAL, TEXT, RANGE, PLAUSIBLE, READABLE, MODEL, VENDOR = 60, 60, 15, 10, 5, 50, 
 """Points for a candidate: a fingerprint's code, its text, its range; a plausible quantity; that its registers can be
 read at all; what the device says."""
 ENOUGH = 2 * PLAUSIBLE
-"""With so many points a candidate may be called likely."""
+"""A candidate with fewer points is not named the best."""
 TIED_MAX = 6
 """Of so many candidates that are only plausible all registers are read."""
 PLAUSIBLE_VALUES = {"voltage-l1": (50, 500), "frequency": (45, 66)}
@@ -92,9 +92,9 @@ class Identity:
 
     @property
     def likely(self) -> Candidate | None:
-        """The best one, or the first of several that fit equally well; None where nothing says enough."""
+        """The best one, or the first of those that might be, to compare its values; None where there is none."""
         first = (self.candidates or [NOBODY])[0]
-        return first if first.points >= ENOUGH else None
+        return first if first.points >= PLAUSIBLE else None
 
 
 class Unanswered(Exception):  # noqa: N818  not an error: the unit has said enough

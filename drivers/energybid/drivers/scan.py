@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from energybid.core.errors import BusDownError
 from energybid.core.ports import SerialEndpoint
-from energybid.drivers.identify import Examiner, Identity, identify, rivals
+from energybid.drivers.identify import ENOUGH, Examiner, Identity, identify, rivals
 from energybid.drivers.modbus import objects
 from energybid.drivers.modbus.exchange import READ_OVERHEAD
 from energybid.drivers.modbus.framing import EXCEPTION_FLAG, RTU_OVERHEAD
@@ -57,7 +57,7 @@ IDENTIFY_S = 0.3
 """Least that a unit is waited for while it is identified."""
 IDENTIFYING_S = 0.8
 """About how long it takes to identify one; it always gets that long."""
-POOL_S, SHARE, POOL_REST_S = 7.0, 0.8, 0.1
+POOL_S, SHARE, POOL_REST_S = 6.5, 0.8, 0.1
 """All units at a setting have so long to be identified, unless thorough; each at most so many times its even share."""
 NEVER = float("inf")
 SETTINGS_MAX = 8
@@ -367,7 +367,7 @@ class Scanner:
         thorough, profiles = self._search.thorough, self._search.profiles
         for group in [] if thorough else dict.fromkeys(groups):
             identity = await identify(examiner, [loaded for loaded in profiles if loaded.name in group])
-            if identity.complete and identity.likely:
+            if identity.complete and identity.likely and identity.likely.points >= ENOUGH:
                 return identity
         return await identify(examiner, profiles, thorough=thorough)
 

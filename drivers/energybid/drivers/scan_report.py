@@ -81,6 +81,8 @@ def _because(candidate: Candidate) -> str:
 def _unknown(identity: Identity | None) -> str:
     if identity is None:
         return "answers; not identified yet"
+    if len(identity.candidates) == 1:
+        return "answers; one profile may fit, but little speaks for it"
     if identity.candidates:
         return "answers; which of these profiles is its own can not be told"
     return "answers; no profile is known to fit"
@@ -279,8 +281,8 @@ def _meter(found: Found, taken: _Taken) -> list[str]:
     ]
     if best is not None:
         return [f"# {_plain(f'{best.manufacturer} {best.model}{number}: {_because(best)}')}", *table]
-    names = ", ".join(c.profile for c in identity.candidates if c.points == likely.points)
-    return [f"# unit {found.unit} is one of {names}: choose by its name plate", *(f"# {line}" for line in table)]
+    names = " or ".join(c.profile for c in identity.candidates if c.points == likely.points)
+    return [f"# unit {found.unit} may be {names}: look at its name plate", *(f"# {line}" for line in table)]
 
 
 def _plain(text: str) -> str:

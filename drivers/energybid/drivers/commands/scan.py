@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from energybid.core import exit_codes
@@ -101,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
     line = ProgressLine(terminal_width())
     fault, code = "", exit_codes.OK
     try:
-        asyncio.run(_scan(search, state, line))
+        asyncio.run(_scan(search, state, _Watcher(line, lambda: _save(arguments, state))))
     except KeyboardInterrupt:
         fault, code = "stopped", exit_codes.INTERRUPTED
     except BusDownError as error:
@@ -137,33 +138,35 @@ def _search(arguments: argparse.Namespace, profiles: list[LoadedProfile]) -> Sea
     return Search(settings=settings, units=units, profiles=profiles, thorough=arguments.thorough)
 
 
-async def _scan(search: Search, state: State, line: ProgressLine) -> None:
+async def _scan(search: Search, state: State, watcher: "_Watcher") -> None:
     machine = platform()
     if not state.complete:
-        await Scanner(machine.open_bus, search, state, _Watcher(line)).run()
+        await Scanner(machine.open_bus, search, state, watcher).run()
     loaded = {profile.name: profile for profile in search.profiles}
     for setting in search.settings:
         known = [f for f in state.at(setting) if f.identity and f.identity.likely and not f.values]
         if not known:
             continue
-        line.show("reading values", 1.0, 0.5 * len(known))
+        watcher.line.show("reading values", 1.0, 0.5 * len(known))
         wanted = [Wanted(f.unit, loaded[f.identity.likely.profile]) for f in known if f.identity and f.identity.likely]
         for found, read in zip(known, await read_values(machine, setting.target, wanted), strict=True):
             found.values, found.fault = ([], read) if isinstance(read, str) else (read, "")
 
 
 class _Watcher:
-    """Shows a search on a terminal."""
+    """Shows a search on a terminal, and has it saved when it has come further."""
 
-    def __init__(self, line: ProgressLine) -> None:
-        self._line = line
+    def __init__(self, line: ProgressLine, save: Callable[[], None]) -> None:
+        self.line = line
+        self._save = save
 
     def progress(self, label: str, unit: int, done: float, left_s: float) -> None:
-        self._line.show(f"{label}  unit {unit:3}", done, left_s)
+        self.line.show(f"{label}  unit {unit:3}", done, left_s)
 
     def found(self, found: Found) -> None:
         if found.identity is None:
-            self._line.say(f"unit {found.unit} answers at {found.setting}")
+            self.line.say(f"unit {found.unit} answers at {found.setting}")
+        self._save()
 
 
 # ---------------------------------------------------------------- files
