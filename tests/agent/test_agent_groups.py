@@ -133,6 +133,17 @@ def test_groups_in_the_file(tmp_path: Path) -> None:
     assert [(r.first, r.count) for r in plan.map.together[0].requests] == [(0, 2), (72, 4)]
 
 
+def test_a_gateway_with_a_small_buffer(tmp_path: Path) -> None:
+    few = 'quantities = ["voltage-l1", "voltage-l2", "voltage-l3"]\nmax_registers = 5\n'
+    plan = load_plan(write(tmp_path, few)).buses[0].meters[0]
+    assert [(r.first, r.count) for r in plan.map.groups[0]] == [(0, 4), (4, 2)]
+    with pytest.raises(ConfigurationError) as caught:
+        load_plan(write(tmp_path, few.replace("= 5", "= 1")))
+    assert [fault.split("gateway.toml: ")[1] for fault in caught.value.faults] == [
+        f"bus[0].meter[0].max_registers: voltage-l{phase} takes 2" for phase in (1, 2, 3)
+    ]
+
+
 def test_faults_of_groups_name_their_keys(tmp_path: Path) -> None:
     wrong = """
 quantities = ["voltage-l1"]

@@ -119,6 +119,8 @@ def test_the_plan_depends_on_bus_and_quantities(capsys: pytest.CaptureFixture[st
     ]
     assert facts["requests"][0]["quantities"] == ["energy"]
     assert facts["ms"] == pytest.approx(2 * 37.1875 + 22 * 2.083333, abs=0.001)
+    facts = json.loads(said(capsys, "plan", path, "--max-registers", "5", "--json"))
+    assert [(r["first"], r["count"]) for r in facts["requests"]] == [(10, 5), (29, 1), (254, 4)]
     facts = json.loads(said(capsys, "plan", path, "--baudrate", "1200", "--reply-delay", "1 ms", "--json"))
     assert len(facts["requests"]) == 3, "at this rate the gap before the factor is dearer than a request"
 
@@ -176,6 +178,8 @@ def test_check_reports_the_faults_of_every_file(capsys: pytest.CaptureFixture[st
         (["plan", "abb-b23", "--quantities", "x"], "no quantity 'x'; abb-b23 has apparent-power, "),
         (["plan", "abb-b23", "--baudrate", "12"], "write a rate from 300 to 1000000"),
         (["plan", "abb-b23", "--reply-delay", "12"], "write a number and a unit"),
+        (["plan", "abb-b23", "--max-registers", "126"], "write a number from 1 to 125"),
+        (["plan", "abb-b23", "--max-registers", "1"], "max_registers: energy-import takes 4"),
         (["show", "nothing"], "no profile 'nothing'; there are "),
     ],
 )

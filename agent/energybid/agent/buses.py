@@ -47,6 +47,9 @@ class MeterModel(Settings):
     """How long to wait for a reply; the profile's where it is not given."""
     retries: int = Field(2, ge=0, le=10)
     """Further tries after a lost or garbled reply."""
+    max_registers: int | None = Field(None, ge=1, le=125)
+    """Most registers in a request, where the way to the meter takes fewer than the profile says, such as a gateway with
+    a small buffer."""
     quantities: list[str] | None = None
     """Names of the profile's quantities to read; where it is not given, all that are in no group."""
     group: list[GroupModel] = Field(default_factory=list, max_length=4)

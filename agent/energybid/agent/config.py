@@ -6,6 +6,7 @@ fault is reported at once.
 
 import importlib.metadata
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -20,7 +21,7 @@ from energybid.core.cose import PrivateKey, PublicKey
 from energybid.core.errors import ConfigurationError
 from energybid.core.ports import BusPlan, Endpoint, MeterPlan, TcpEndpoint, Will
 from energybid.core.settings import Duration, Settings, Size, parse_toml
-from energybid.drivers.planner import Cost, bus_cost
+from energybid.drivers.planner import Cost, bus_cost, tcp_cost
 from energybid.drivers.profile import Group, LoadedProfile, compile_profile, load_profile
 from energybid.drivers.tls import client_context
 from energybid.sync.settings import UplinkModel
@@ -256,8 +257,12 @@ def meter_plan(meter: MeterModel, loaded: LoadedProfile, cost: Cost | None = Non
         cost: Of requests on its bus; None for a network.
 
     Raises:
-        ConfigurationError: A quantity that the profile does not have, or that stands twice; too many.
+        ConfigurationError: A quantity that the profile does not have, or that stands twice; too many; numbers larger
+            than ``max_registers``.
     """
+    cost = cost or tcp_cost(reply_delay_s=loaded.profile.timing.reply_delay_s)
+    if meter.max_registers is not None:
+        cost = replace(cost, registers_max=meter.max_registers)
     groups, compiled = compile_profile(
         loaded,
         interval_s=meter.interval,

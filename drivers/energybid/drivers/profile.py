@@ -158,10 +158,13 @@ def compile_profile(
         cost: Of requests on the meter's bus; None for a network.
 
     Raises:
-        ConfigurationError: Names that the profile does not have, names that stand twice, groups without any. The faults
-            begin with ``quantities`` or ``group[0].quantities``.
+        ConfigurationError: Names that the profile does not have, names that stand twice, groups without any, numbers
+            that do not fit a request. The faults begin with ``quantities``, ``group[0].quantities`` or
+            ``max_registers``.
     """
     parts = _divided(loaded, quantities, groups)
+    cost = cost or tcp_cost(reply_delay_s=loaded.profile.timing.reply_delay_s)
+    _check_sizes(parts, cost)
     intervals = [interval_s, *(group.interval_s for group in groups)]
     polled = tuple(
         PollGroup(
@@ -171,7 +174,6 @@ def compile_profile(
         )
         for interval, part in zip(intervals, parts, strict=True)
     )
-    cost = cost or tcp_cost(reply_delay_s=loaded.profile.timing.reply_delay_s)
     return polled, ModbusMap(
         groups=tuple(_requests(loaded, part, cost) for part in parts),
         together=tuple(_together(loaded, parts, chosen, cost) for chosen in choices(len(parts))),
@@ -209,8 +211,22 @@ def _divided(
     ]
 
 
+def _check_sizes(parts: Sequence[Sequence[Register]], cost: Cost) -> None:
+    """What the meter itself takes was checked with the file."""
+    sizes = {r.name: max([r.count, *(f.end - f.first for f in r.factors)]) for part in parts for r in part}
+    large = [f"max_registers: {name} takes {size}" for name, size in sizes.items() if size > cost.registers_max]
+    if large:
+        raise ConfigurationError(large)
+
+
 def plan_requests(loaded: LoadedProfile, chosen: Iterable[Register], cost: Cost) -> list[Span]:
-    """The cheapest requests for quantities and the factors they need."""
+    """The cheapest requests for quantities and the factors they need.
+
+    Raises:
+        ConfigurationError: A number is larger than a request may be.
+    """
+    chosen = list(chosen)
+    _check_sizes([chosen], cost)
     return plan(
         wanted_spans(chosen),
         readable(loaded.profile),

@@ -6,6 +6,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import groupby
 
@@ -14,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from energybid.core import exit_codes
 from energybid.core.errors import ConfigurationError
 from energybid.core.settings import Duration
+from energybid.drivers.modbus.map import REGISTERS_MAX
 from energybid.drivers.plan_picture import legend, picture, style
 from energybid.drivers.planner import REPLY_DELAY_S, ROUND_TRIP_S, Cost, Span, serial_cost, tcp_cost
 from energybid.drivers.profile import (
@@ -60,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plan.add_argument("--stop-bits", type=int, choices=(1, 2), default=1, help="(default: 1)")
     plan.add_argument("--quantities", nargs="+", metavar="NAME", help="only these (default: all)")
     plan.add_argument("--reply-delay", type=_duration, metavar="TIME", help="the meter's, such as 20ms")
+    plan.add_argument(
+        "--max-registers", type=_registers, metavar="N", help="most in a request, if less than the model's"
+    )
     for action in (listing, show, plan, check):
         action.add_argument("--json", action="store_true", help="print JSON")
 
@@ -67,6 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _baudrate(text: str) -> int:
     if not text.isdecimal() or not 300 <= int(text) <= 1_000_000:  # noqa: PLR2004  as in profiles and gateway.toml
         raise argparse.ArgumentTypeError("write a rate from 300 to 1000000")
+    return int(text)
+
+
+def _registers(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= REGISTERS_MAX:
+        raise argparse.ArgumentTypeError(f"write a number from 1 to {REGISTERS_MAX}")
     return int(text)
 
 
@@ -226,6 +237,8 @@ def _plan(loaded: LoadedProfile, arguments: argparse.Namespace) -> int:
     else:
         cost = tcp_cost(reply_delay_s=delay_s)
         bus = f"network, {(ROUND_TRIP_S if delay_s is None else delay_s) * 1000:g} ms from request to reply"
+    if arguments.max_registers:
+        cost = replace(cost, registers_max=arguments.max_registers)
     requests = plan_requests(loaded, chosen, cost)
     if arguments.json:
         _print(_facts(loaded, chosen, requests, cost) | {"bus": bus})
