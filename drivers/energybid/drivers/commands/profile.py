@@ -62,9 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plan.add_argument("--stop-bits", type=int, choices=(1, 2), default=1, help="(default: 1)")
     plan.add_argument("--quantities", nargs="+", metavar="NAME", help="only these (default: all)")
     plan.add_argument("--reply-delay", type=_duration, metavar="TIME", help="the meter's, such as 20ms")
-    plan.add_argument(
-        "--max-registers", type=_registers, metavar="N", help="most in a request, if less than the model's"
-    )
+    plan.add_argument("--max-registers", type=_registers, metavar="N", help="most in a request (default: the model's)")
     for action in (listing, show, plan, check):
         action.add_argument("--json", action="store_true", help="print JSON")
 
