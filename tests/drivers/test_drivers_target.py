@@ -1,11 +1,12 @@
 """The word that names a bus on a command line."""
 
+import argparse
 import contextlib
 
 import pytest
 from energybid.core.errors import ConfigurationError
 from energybid.core.ports import SerialEndpoint, TcpEndpoint, TlsSettings, UdpEndpoint
-from energybid.drivers.target import parse_target
+from energybid.drivers.target import add_tls_arguments, parse_target, tls_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,6 +37,14 @@ def test_the_lines_settings_and_the_certificates_are_taken_over():
     tls = TlsSettings(ca="ca.pem")
     assert parse_target("tls://meter", tls=tls).endpoint == TcpEndpoint(host="meter", port=802, tls=tls)
     assert parse_target("tcp://meter", tls=tls).endpoint == TcpEndpoint(host="meter", port=502)
+
+
+def test_certificates_from_the_command_line():
+    parser = argparse.ArgumentParser()
+    add_tls_arguments(parser)
+    assert tls_of(parser.parse_args([])) == TlsSettings()
+    given = parser.parse_args(["--ca", "a", "--certificate", "b", "--key", "c", "--server-name", "d"])
+    assert tls_of(given) == TlsSettings(ca="a", certificate="b", key="c", server_name="d")
 
 
 @pytest.mark.parametrize(

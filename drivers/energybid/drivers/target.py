@@ -3,6 +3,7 @@
 Here lives the reading of that word. It opens nothing, and does not look whether the place is there.
 """
 
+import argparse
 import re
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
@@ -62,6 +63,22 @@ def parse_target(
     data_bits = ASCII_DATA_BITS if kind == ASCII else 8
     endpoint = SerialEndpoint(device=device, baudrate=baudrate, parity=parity, stop_bits=stop_bits, data_bits=data_bits)
     return BusTarget(kind, endpoint)
+
+
+def add_tls_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of a command that takes a target: certificates for ``tls://``; ``tls_of`` reads them."""
+    group = parser.add_argument_group("tls://", "files in PEM, as for [bus.tls] in gateway.toml")
+    group.add_argument("--ca", metavar="FILE", help="certificates to trust (default: the system's)")
+    group.add_argument("--certificate", metavar="FILE", help="ours, where the server wants one")
+    group.add_argument("--key", metavar="FILE", help="its key (default: in the same file)")
+    group.add_argument("--server-name", metavar="NAME", help="the server's name in its certificate (default: HOST)")
+
+
+def tls_of(arguments: argparse.Namespace) -> TlsSettings:
+    """What was given of ``add_tls_arguments``."""
+    return TlsSettings(
+        ca=arguments.ca, certificate=arguments.certificate, key=arguments.key, server_name=arguments.server_name
+    )
 
 
 def device_fault(device: str) -> str | None:

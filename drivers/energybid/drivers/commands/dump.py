@@ -28,7 +28,7 @@ from energybid.drivers.modbus.map import REGISTERS_MAX
 from energybid.drivers.modbus.objects import PRODUCT, REVISION, VENDOR
 from energybid.drivers.probe import WIRES, Prober
 from energybid.drivers.profile import FUNCTION_OF, LoadedProfile, list_profiles, load_profile
-from energybid.drivers.target import FORMS, BusTarget, parse_target
+from energybid.drivers.target import FORMS, BusTarget, add_tls_arguments, parse_target, tls_of
 
 HELP = "record all registers of a meter in a file that the simulator serves again"
 EXAMPLES = f"""\
@@ -74,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="FILE", help="file or folder (default: a name by model); - for stdout"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object about what was recorded")
+    add_tls_arguments(parser)
 
 
 def _range(text: str) -> Span:
@@ -91,7 +92,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Record."""
     _check(arguments)
     target = parse_target(
-        arguments.target, baudrate=arguments.baudrate, parity=arguments.parity, stop_bits=arguments.stop_bits
+        arguments.target,
+        baudrate=arguments.baudrate,
+        parity=arguments.parity,
+        stop_bits=arguments.stop_bits,
+        tls=tls_of(arguments),
     )
     if target.kind not in WIRES:
         raise ConfigurationError([f"{arguments.target}: a bus of kind {target.kind} can not be recorded"])

@@ -33,7 +33,7 @@ from energybid.drivers.scan import (
 from energybid.drivers.scan_report import PREAMBLE, Report, configuration, facts, render
 from energybid.drivers.scan_state import decode, encode, parse_units, units_text
 from energybid.drivers.serialport.find import USB, usb_ports
-from energybid.drivers.target import FORMS, BusTarget, parse_target
+from energybid.drivers.target import FORMS, BusTarget, add_tls_arguments, parse_target, tls_of
 
 HELP = "find the meters on a bus, say which models they are, show what they measure"
 EXAMPLES = f"""\
@@ -68,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", type=Path, metavar="FILE", help="keep the state of the search here, and go on from it"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_tls_arguments(parser)
 
 
 def _units(text: str) -> list[int]:
@@ -120,7 +121,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _search(arguments: argparse.Namespace, profiles: list[LoadedProfile]) -> Search:
     def target(baudrate: int, parity: str) -> BusTarget:
-        return parse_target(arguments.target, baudrate=baudrate, parity=parity, stop_bits=arguments.stop_bits)
+        return parse_target(
+            arguments.target, baudrate=baudrate, parity=parity, stop_bits=arguments.stop_bits, tls=tls_of(arguments)
+        )
 
     first = target(9600, "N")
     if first.kind not in WIRES:
