@@ -359,11 +359,20 @@ def test_a_port_is_claimed_but_no_pty():
     claim(3, kernel)
     assert kernel.calls == [(termios.TIOCEXCL, b"")]
     far, near = os.openpty()
-    assert is_pty(near)
+    assert is_pty(os.ttyname(near))
     os.close(far)
     os.close(near)
-    with Path("/dev/null").open() as null:
-        assert not is_pty(null.fileno())
+    assert not is_pty("/dev/null")
+    assert not is_pty("/nowhere")
+
+
+async def test_a_pty_is_opened_again_with_any_settings(machine):
+    machine.plug("ttyUSB0")
+    for settings in ({"data_bits": 7, "parity": "E"}, {"data_bits": 7, "parity": "N"}, {"parity": "E"}):
+        endpoint = SerialEndpoint(device="/dev/ttyUSB0", baudrate=9600, **settings)
+        transport = SerialPorts(machine.root).open(endpoint, Heard)
+        transport.close()
+        await transport.get_protocol().lost
 
 
 async def test_a_port_that_others_read_without_a_lock_is_told(machine, caplog, monkeypatch):

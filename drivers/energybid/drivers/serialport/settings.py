@@ -9,6 +9,7 @@ import os
 import termios
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from struct import Struct
 
 from energybid.core.errors import BusDownError
@@ -33,9 +34,11 @@ Ioctl = Callable[..., object]
 """fcntl.ioctl, or its stand-in."""
 
 
-def is_pty(fd: int) -> bool:
-    """Whether an open port is a pseudo-terminal."""
-    return os.major(os.fstat(fd).st_rdev) in PTY_MAJORS
+def is_pty(path: str) -> bool:
+    """Whether a device is a pseudo-terminal."""
+    with suppress(OSError):
+        return os.major(Path(path).stat().st_rdev) in PTY_MAJORS
+    return False
 
 
 def claim(fd: int, ioctl: Ioctl = fcntl.ioctl) -> None:

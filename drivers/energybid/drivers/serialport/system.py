@@ -21,7 +21,7 @@ from energybid.core.errors import BusDownError
 from energybid.core.ports import SerialEndpoint
 from energybid.drivers.serialport.find import Finder
 from energybid.drivers.serialport.holders import holders, in_use
-from energybid.drivers.serialport.settings import PTY_MAJORS, claim, is_pty, prefer_low_latency, switch_direction
+from energybid.drivers.serialport.settings import claim, is_pty, prefer_low_latency, switch_direction
 
 READ_SIZE = 4096
 WRITE_BUFFER_MAX = 65_536
@@ -56,12 +56,14 @@ class SerialPorts:
 
 
 def _opened(path: str, endpoint: SerialEndpoint) -> serial.Serial:
+    # A pseudo-terminal has neither parity nor 7 bits: asked for them, the C library fails (tcsetattr(3), EINVAL).
+    data_bits, parity = (8, "N") if is_pty(path) else (endpoint.data_bits, endpoint.parity)
     try:
         port = serial.Serial(
             path,
             endpoint.baudrate,
-            bytesize=endpoint.data_bits,
-            parity=_parity(path, endpoint),
+            bytesize=data_bits,
+            parity=parity,
             stopbits=endpoint.stop_bits,
             timeout=0,
             exclusive=True,
@@ -76,16 +78,11 @@ def _opened(path: str, endpoint: SerialEndpoint) -> serial.Serial:
     return port
 
 
-def _parity(path: str, endpoint: SerialEndpoint) -> str:
-    """A pseudo-terminal has no parity bit: asked for one alone, the C library fails (tcsetattr(3), EINVAL)."""
-    return "N" if os.major(Path(path).stat().st_rdev) in PTY_MAJORS else endpoint.parity
-
-
 def _set_up(fd: int, path: str, endpoint: SerialEndpoint) -> None:
     if endpoint.rs485 is not None:
         switch_direction(fd, endpoint.device, endpoint.rs485)
     prefer_low_latency(fd)
-    if is_pty(fd):
+    if is_pty(path):
         return
     others = [holder for holder in holders(path) if holder.pid != os.getpid()]
     if others:
