@@ -119,6 +119,18 @@ def test_plausible_values_make_it_likely_and_no_more() -> None:
     assert identity.best.reasons == ("voltage-l1 would be 230.0 V", "frequency would be 50.0 Hz")
 
 
+def test_a_function_that_the_unit_does_not_know_is_asked_for_once() -> None:
+    known, asked = registers(LIVE), []
+
+    def answer(pdu: bytes) -> bytes:
+        asked.append(pdu[0])
+        return b"\x83\x01" if pdu[0] == 3 else known(pdu)
+
+    others = [profile(f"H{first}", table="holding", first=first) for first in (0, 10, 20)]
+    assert names(examine(scripted(3, answer), *others, profile("A"))) == ["a"]
+    assert asked.count(3) == 1
+
+
 def test_implausible_values_exclude() -> None:
     assert names(examine(scripted(3, registers({**LIVE, (4, 1): 23})), profile("A"))) == []
     assert names(examine(scripted(3, registers({**LIVE, (4, 0): 65_000})), profile("A"))) == []

@@ -193,10 +193,17 @@ def test_a_gateway_that_is_silent_about_absent_units() -> None:
 
 
 def test_a_slow_gateway_is_given_the_time_it_needs() -> None:
-    rig = bench(scripted(1, refuse(11), delay_s=0.9), scripted(2, refuse(11), delay_s=0.9), meter(3, delay_s=0.9))
-    state = scan(rig, NETWORK, range(1, 5))
-    assert units(state) == [3]
-    assert state.absent[NETWORK[0].label] == {1, 2}
+    absent = (scripted(unit, refuse(11), delay_s=0.9) for unit in range(1, 9))
+    rig = bench(*absent, meter(9, delay_s=0.9))
+    state = scan(rig, NETWORK, range(1, 10))
+    assert units(state) == [9]
+    # Only the first request was given up too early; else the last unit would have been found on a second round.
+    assert set(state.asked[NETWORK[0].label]) == {"fast"}
+    assert state.absent[NETWORK[0].label] == set(range(1, 9))
+
+
+def test_a_reply_that_names_another_unit_is_nobodys() -> None:
+    assert units(scan(bench(meter(1, wrong_unit=1.0), meter(4)), NETWORK, range(1, 6))) == [4]
 
 
 def test_a_device_that_answers_for_every_unit_is_one_device() -> None:
@@ -252,6 +259,26 @@ def test_ascii_noise_is_counted() -> None:
         return heard.noise
 
     assert run(main) == 7
+
+
+def test_a_late_reply_is_not_taken_for_the_answer_to_the_next_request() -> None:
+    asked = []
+
+    def slow_once(pdu: bytes) -> bytes:
+        asked.append(pdu)
+        return bytes((3, 2)) + pdu[1:3]
+
+    station = scripted(1, slow_once, delay_s=0.4)
+
+    async def main() -> bytes | None:
+        prober = Prober(bench(station).open, LINE_9600[0].target)
+        assert (await prober.ask(1, struct.pack(">BHH", 3, 10, 1), 0.1)).pdu is None
+        heard = await prober.ask(1, struct.pack(">BHH", 3, 20, 1), 0.6)
+        await prober.close()
+        return heard.pdu
+
+    assert run(main) == struct.pack(">BBH", 3, 2, 20)
+    assert len(asked) == 2
 
 
 def test_a_network_target_is_no_line() -> None:
