@@ -15,7 +15,7 @@ broker, rebuilds log and tree by itself, and says at once what does not fit. It 
 | ``value``: the log holds what the meter answered, and when | at every commit |
 | ``decrease``: a cumulative register never decreases without a mark | at every commit |
 | ``clock``: a jump of the wall clock stands in the log | at every commit |
-| ``bounds``: batches under way, bytes on the disk, memory (world.py) | at batches, commits, every ten minutes |
+| ``bounds``: batches under way, bytes on the disk, memory (world.py) | at batches, commits, every half hour |
 | ``refused``: the head-end refuses nothing that the gateway sends, and finds no conflict | at the end |
 | ``stopped``: no agent ends but by a fault of the world | when it ends |
 | ``epoch``: a new one begins only where the disk was damaged, and names how far the last one was saved | at commits |

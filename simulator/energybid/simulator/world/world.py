@@ -23,7 +23,7 @@ from energybid.simulator.world.watch import Epoch, Violation
 CALM_MAX_S = 4 * 3600.0
 """After the last fault everything must be delivered within this time."""
 LOOK_S = 60.0
-MEMORY_EVERY_S = 600.0
+MEMORY_EVERY_S = 1800.0
 GROWTH_MAX, GROWTH_PER_METER = 500, 500
 """So many references more than at its beginning a process may hold."""
 SETTLED_S = 300.0
