@@ -125,7 +125,7 @@ def test_a_site_that_can_not_keep_its_limit_comes_as_close_as_it_can():
     [
         (0, (Step(1, 0, divisible=True),), "adds power"),
         (0, (Step(1, 5, divisible=True), Step(2, 5, divisible=True)), "by falling price"),
-        (0, (Step(1, 1, divisible=True),) * (STEPS_MAX + 1), "at most 256 steps"),
+        (0, (Step(1, 1, divisible=True),) * (STEPS_MAX + 1), "at most 192 steps"),
         (0, (Step(TICKS_MAX + 1, 1, divisible=True),), "ticks"),
         (POWER_MAX_W, (Step(1, 1, divisible=True),), "power is at most"),
     ],

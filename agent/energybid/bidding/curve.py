@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-STEPS_MAX = 256
+STEPS_MAX = 192
+"""The longest bid fits a signed message of 4 KiB."""
 POWER_MAX_W = 1 << 40
 """A terawatt: far above any site, far below where integers of other programs end."""
 TICKS_MAX = 1 << 40

@@ -1,0 +1,352 @@
+"""The rounds of a market as a gateway sees them: messages and moments in, states and refusals out. Sans I/O, no clock.
+
+A round has one state at any time, and one table says what each event makes of it; docs/market.md shows the same table.
+Whatever fails before the interval begins, and in whatever phase, ends in SCHEDULED: the site follows its own schedule,
+as if there were no market.
+What must survive a restart (bids sent, awards and statements accepted) is in the log; ``Rounds.restore`` takes it back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from energybid.core import cose
+from energybid.core.errors import EvidenceError
+from energybid.sync import market
+from energybid.sync.market import Award, Bid, Round, Statement, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from energybid.core.cose import PublicKey
+
+KEPT = 64
+"""Rounds that are remembered; older ones are in the log."""
+OPEN_MAX_MS = 2 * 86_400_000
+"""A round that begins later than this from now is not taken up: a market's clock or ours is wrong."""
+
+
+class State(StrEnum):
+    """Where a round stands."""
+
+    ANNOUNCED = "announced"
+    """A bid is to be made."""
+    BID = "bid"
+    """A bid is in the log, and sent or on its way."""
+    AWARDED = "awarded"
+    """The award holds and its interval is to come."""
+    DELIVERING = "delivering"
+    OVERRIDDEN = "overridden"
+    """An award holds and is not followed: the schedule is. The statement will say what that costs."""
+    SCHEDULED = "scheduled"
+    """No award: the schedule is followed."""
+    DELIVERED = "delivered"
+    """The interval of an award is over; a statement is to come."""
+    SETTLED = "settled"
+    CLOSED = "closed"
+    """The interval is over, without an award."""
+
+
+class Event(StrEnum):
+    """What can happen to a round."""
+
+    BID_MADE = "bid made"
+    GATE = "gate closes"
+    AWARD = "award"
+    NO_TRADE = "no trade"
+    """An award that awards nothing: the round did not clear, or the bid was refused."""
+    BEGIN = "interval begins"
+    GIVEN_UP = "given up"
+    """A person on site, a safety limit, or assets that can not be reached."""
+    END = "interval ends"
+    STATEMENT = "statement"
+
+
+_S, _E = State, Event
+TABLE: dict[State, dict[Event, State]] = {
+    _S.ANNOUNCED: {
+        _E.BID_MADE: _S.BID,
+        _E.GATE: _S.SCHEDULED,
+        _E.BEGIN: _S.SCHEDULED,
+        _E.GIVEN_UP: _S.SCHEDULED,
+        _E.END: _S.CLOSED,
+    },
+    _S.BID: {
+        _E.BID_MADE: _S.BID,
+        _E.GATE: _S.BID,
+        _E.AWARD: _S.AWARDED,
+        _E.NO_TRADE: _S.SCHEDULED,
+        _E.BEGIN: _S.SCHEDULED,
+        _E.GIVEN_UP: _S.BID,
+        _E.END: _S.CLOSED,
+    },
+    _S.AWARDED: {
+        _E.GATE: _S.AWARDED,
+        _E.BEGIN: _S.DELIVERING,
+        _E.GIVEN_UP: _S.OVERRIDDEN,
+        _E.END: _S.DELIVERED,
+    },
+    _S.DELIVERING: {_E.GIVEN_UP: _S.OVERRIDDEN, _E.END: _S.DELIVERED},
+    _S.OVERRIDDEN: {_E.BEGIN: _S.OVERRIDDEN, _E.GIVEN_UP: _S.OVERRIDDEN, _E.END: _S.DELIVERED},
+    _S.SCHEDULED: {_E.GATE: _S.SCHEDULED, _E.BEGIN: _S.SCHEDULED, _E.GIVEN_UP: _S.SCHEDULED, _E.END: _S.CLOSED},
+    _S.DELIVERED: {_E.STATEMENT: _S.SETTLED},
+    _S.SETTLED: {_E.STATEMENT: _S.SETTLED},
+    _S.CLOSED: {},
+}
+"""State → what each event makes of it; an event that does not stand there is refused."""
+
+
+class Reason(StrEnum):
+    """Why a message counts for nothing; it is logged with this."""
+
+    UNVERIFIED = "not what the market's key signed"
+    RETAINED = "retained by the broker: it may be from any time"
+    FOREIGN = "for another gateway or market"
+    UNKNOWN = "of a round that is not known"
+    OLD_ROUND = "announces a round again, or one before the last"
+    TOO_FAR = "begins too far from now"
+    LATE = "came after its time"
+    REPLAYED = "its counter was there before"
+    OTHER_BID = "answers another bid than the last one sent"
+    OTHER_AWARD = "is about another award"
+    NOT_OFFERED = "awards what the bid did not offer"
+    NOT_NOW = "does not fit the state of the round"
+
+
+class RefusedMessageError(EvidenceError):
+    """A message of the market that counts for nothing."""
+
+    def __init__(self, reason: Reason, what: str) -> None:
+        """Keep the reason.
+
+        Args:
+            reason: Why.
+            what: Which message.
+        """
+        super().__init__(f"{what}: {reason.value}")
+        self.reason = reason
+
+
+class Moment(NamedTuple):
+    """Something that time brings to a round."""
+
+    at_ms: int
+    event: Event
+
+
+@dataclass(slots=True)
+class Known:
+    """A round and what became of it."""
+
+    round: Round
+    round_hash: bytes
+    state: State = State.ANNOUNCED
+    bid: Bid | None = None
+    bid_hash: bytes = b""
+    award: Award | None = None
+    award_hash: bytes = b""
+    statement: Statement | None = None
+    passed: set[Event] = field(default_factory=set)
+    """What time has brought already."""
+
+    @property
+    def ends_ms(self) -> int:
+        """End of the delivery interval."""
+        return self.round.begins_ms + self.round.duration_ms
+
+    @property
+    def target_w(self) -> int | None:
+        """Net import to keep now because of an award; None: none."""
+        return self.award.net_w if self.award and self.state is State.DELIVERING else None
+
+    def moments(self) -> Iterator[Moment]:
+        """What time has still to bring."""
+        moments = ((self.round.gate_ms, Event.GATE), (self.round.begins_ms, Event.BEGIN), (self.ends_ms, Event.END))
+        return (Moment(at_ms, event) for at_ms, event in moments if event not in self.passed)
+
+    def become(self, event: Event) -> bool:
+        """Take an event; False where the state refuses it."""
+        following = TABLE[self.state].get(event)
+        self.state = following or self.state
+        return following is not None
+
+
+class Rounds:
+    """All rounds of one market that a gateway still has to do with."""
+
+    def __init__(self, market_name: str, origin: str, key: PublicKey) -> None:
+        """Begin without any round.
+
+        Args:
+            market_name: ``tenant/market``.
+            origin: ``tenant/gateway``.
+            key: The market's.
+        """
+        self._market, self._origin, self._key = market_name, origin, key
+        self.known: dict[int, Known] = {}
+        self._last_number = -1
+        self._award_counter = self._statement_counter = 0
+
+    # ------------------------------------------------------------ messages
+
+    def announced(self, message: bytes, now_ms: int) -> Known:
+        """A round was announced; announcements may be retained, for a gateway that connects late.
+
+        Raises:
+            RefusedMessageError: It counts for nothing.
+        """
+        made = self._read(Round, message, "announcement")
+        if made.number <= self._last_number:
+            raise RefusedMessageError(Reason.OLD_ROUND, f"round {made.number}")
+        if made.gate_ms <= now_ms:
+            raise RefusedMessageError(Reason.LATE, f"round {made.number}")
+        if made.begins_ms - now_ms > OPEN_MAX_MS:
+            raise RefusedMessageError(Reason.TOO_FAR, f"round {made.number}")
+        return self._remember(Known(made, market.digest(message)))
+
+    def bid_made(self, bid: Bid, message: bytes) -> None:
+        """A bid of ours was logged, before it was sent.
+
+        Raises:
+            ValueError: It does not fit the round: our own bug.
+        """
+        known = self.known[bid.number]
+        if bid.round_hash != known.round_hash or (known.bid and bid.version <= known.bid.version):
+            raise ValueError(f"round {bid.number}: the bid is for another announcement, or no newer version")
+        if Event.GATE in known.passed or not known.become(Event.BID_MADE):
+            raise ValueError(f"round {bid.number}: no bid can be made any more")
+        known.bid, known.bid_hash = bid, market.digest(message)
+
+    def awarded(self, message: bytes, now_ms: int, *, retained: bool = False) -> Known:
+        """An award came.
+
+        Raises:
+            RefusedMessageError: It counts for nothing.
+        """
+        award = self._read(Award, message, "award")
+        known = self._known(award.number, award.origin, "award", retained=retained)
+        what = f"award of round {award.number}"
+        if award.counter <= self._award_counter:
+            raise RefusedMessageError(Reason.REPLAYED, what)
+        if known.bid is None or award.bid_hash != known.bid_hash:
+            raise RefusedMessageError(Reason.OTHER_BID, what)
+        if now_ms >= min(known.round.begins_ms, known.bid.expires_ms):
+            raise RefusedMessageError(Reason.LATE, what)
+        if not fits(known.round, known.bid, award):
+            raise RefusedMessageError(Reason.NOT_OFFERED, what)
+        if not known.become(Event.AWARD if award.verdict == Verdict.AWARDED else Event.NO_TRADE):
+            raise RefusedMessageError(Reason.NOT_NOW, what)
+        known.award, known.award_hash = award, market.digest(message)
+        self._award_counter = award.counter
+        return known
+
+    def stated(self, message: bytes, *, retained: bool = False) -> Known:
+        """A statement came.
+
+        Raises:
+            RefusedMessageError: It counts for nothing.
+        """
+        statement = self._read(Statement, message, "statement")
+        known = self._known(statement.number, statement.origin, "statement", retained=retained)
+        what = f"statement of round {statement.number}"
+        if statement.counter <= self._statement_counter:
+            raise RefusedMessageError(Reason.REPLAYED, what)
+        if statement.award_hash != known.award_hash:
+            raise RefusedMessageError(Reason.OTHER_AWARD, what)
+        if not known.become(Event.STATEMENT):
+            raise RefusedMessageError(Reason.NOT_NOW, what)
+        known.statement = statement
+        self._statement_counter = statement.counter
+        return known
+
+    # ------------------------------------------------------------ time and people
+
+    def advance(self, now_ms: int) -> list[tuple[Known, Event]]:
+        """Let time pass: what it brought, in its order. A clock that steps back undoes nothing."""
+        due = [(moment, known) for known in self.known.values() for moment in known.moments() if moment.at_ms <= now_ms]
+        brought: list[tuple[Known, Event]] = []
+        for moment, known in sorted(due, key=lambda pair: pair[0].at_ms):
+            known.passed.add(moment.event)
+            if known.become(moment.event):
+                brought.append((known, moment.event))
+        return brought
+
+    def next_ms(self) -> int | None:
+        """When time brings something next."""
+        return min((moment.at_ms for known in self.known.values() for moment in known.moments()), default=None)
+
+    def give_up(self, number: int) -> bool:
+        """Follow the schedule instead; False where there is nothing to give up."""
+        return self.known[number].become(Event.GIVEN_UP)
+
+    # ------------------------------------------------------------ restart
+
+    def restore(self, messages: Iterable[tuple[int, bytes]]) -> None:
+        """Take back what the log holds, oldest first.
+
+        Args:
+            messages: When each was logged, and the message: announcements, awards and statements that were accepted,
+                and bids that were made.
+
+        Raises:
+            EvidenceError: One of them does not fit those before it: the log holds what this market never was.
+        """
+        for at_ms, message in messages:
+            self.advance(at_ms)
+            _, payload = cose.peek(message)
+            match market.kind_of(payload):
+                case market.Round:
+                    self.announced(message, at_ms)
+                case market.Bid:
+                    self.bid_made(market.parse(Bid, payload), message)
+                case market.Award:
+                    self.awarded(message, at_ms)
+                case market.Statement:
+                    self.stated(message)
+
+    # ------------------------------------------------------------ parts
+
+    def _read(self, kind: type[market.M], message: bytes, what: str) -> market.M:
+        try:
+            read = market.read(kind, message, self._key)
+        except EvidenceError as error:
+            raise RefusedMessageError(Reason.UNVERIFIED, f"{what} ({error})") from None
+        if read.market != self._market:
+            raise RefusedMessageError(Reason.FOREIGN, f"{what} of {read.market}")
+        return read
+
+    def _known(self, number: int, origin: str, what: str, *, retained: bool) -> Known:
+        if retained:
+            raise RefusedMessageError(Reason.RETAINED, f"{what} of round {number}")
+        if origin != self._origin:
+            raise RefusedMessageError(Reason.FOREIGN, f"{what} for {origin}")
+        if number not in self.known:
+            raise RefusedMessageError(Reason.UNKNOWN, f"{what} of round {number}")
+        return self.known[number]
+
+    def _remember(self, known: Known) -> Known:
+        self._last_number = known.round.number
+        self.known[known.round.number] = known
+        while len(self.known) > KEPT:
+            del self.known[min(self.known)]
+        return known
+
+
+def fits(made: Round, bid: Bid, award: Award) -> bool:
+    """Whether an award gives what its bid offered, or less trade than that.
+
+    An all-or-nothing step that did not fit may be left on the side of the schedule, whatever the price: then the award
+    lies between what the bid wants at the price and the schedule. Trade at a loss never fits.
+    """
+    if award.verdict != Verdict.AWARDED:
+        return award.net_w == bid.schedule_w and award.ticks == 0
+    if not made.least_ticks <= award.ticks <= made.most_ticks:
+        return False
+    curve = bid.curve
+    if award.net_w == bid.schedule_w or curve.allows(award.net_w, award.ticks):
+        return True
+    wanted_w = curve.net_w(award.ticks)
+    low_w, high_w = sorted((wanted_w, bid.schedule_w))
+    return low_w <= award.net_w <= high_w and any(curve.allows(award.net_w, step.ticks) for step in curve.steps)
