@@ -506,3 +506,37 @@ def test_a_register_more_that_is_refused_is_not_asked_for_again():
 
     virtual.run(main)
     assert sum(len(asked(frame)) == 9 for frame in line.requests) == 1
+
+
+def test_the_register_more_may_stand_in_front():
+    quantities = [(at, "uint32") for at in (2, 4, 6)]
+    text = meter(quantities).replace(b"count = 200", b"count = 8")
+    line = Line(LINE)
+
+    async def main():
+        bus = line_plan(LINE, range(1, 2), text)
+        driver = open_driver(line.platform(), bus)
+        for _ in range(4):
+            assert (await driver.poll(bus.meters[0], 0)).values == tuple(value(*quantity) for quantity in quantities)
+        await driver.close()
+
+    virtual.run(main)
+    assert [asked(frame)[0] for frame in line.requests] == [2, 1, 2, 1]
+
+
+def test_with_a_short_time_out_a_late_reply_is_waited_for_as_long_as_with_the_configured_one():
+    line = Line(LINE, delay_s=0.01)
+
+    async def scene(driver, meter):
+        for _ in range(64):
+            await driver.poll(meter, 0)
+        assert driver.shown(meter)["timeout_ms"] == 100
+        sent = len(line.requests)
+        line.respond, line.delay_s = lambda *_: bytes((4, 16)) + b"\xff" * 16, 1.45  # within 0.5 s and lateness
+        poll = asyncio.ensure_future(driver.poll(meter, 0))
+        await asyncio.sleep(0.05)
+        assert len(line.requests) == sent + 1
+        line.respond, line.delay_s = words, 0.01
+        assert max(v or 0 for v in (await poll).values) < 100
+
+    on_line(line, scene)

@@ -302,7 +302,7 @@ def test_late_duplicate_and_foreign_replies_never_become_values(
         right, foreign = reply(frame, number.to_bytes(4, "big") + more, rtu=True), b"\xff" * 4 + more
         answers = {
             "prompt": [(chance.uniform(0, 0.19), right)],
-            "late": [(chance.uniform(0.22, 1.15), right)],
+            "late": [(chance.uniform(0.22, 1.19), right)],
             "never": SILENT,
             "twice": [(0.02, right), (0.021, right)],
             "foreign unit": [(0.02, reply(frame, foreign, rtu=True, unit=frame.unit % 3 + 1))],

@@ -58,7 +58,7 @@ class Reading:
         for asked in self.asked:
             found = widened(asked.request, spans, terms)
             if found is not None:
-                asked.wider = Wider(Asked(asked.unit, found[0]), found[1])
+                asked.wider = Wider(Asked(asked.unit, found[0]), 2 * found[1])
 
 
 def _values(part: Part) -> list[tuple[int, Cell]]:
