@@ -540,3 +540,31 @@ def test_with_a_short_time_out_a_late_reply_is_waited_for_as_long_as_with_the_co
         assert max(v or 0 for v in (await poll).values) < 100
 
     on_line(line, scene)
+
+
+@settings(max_examples=40, deadline=None)
+@given(maps(), st.integers(0, 3))
+def test_alone_on_its_line_every_value_is_right_too(case, rest):
+    quantities, most, forbidden = case
+    last = max(at + 1 + (kind == "uint32") for at, kind in quantities)
+    text = meter(quantities, most).replace(b"count = 200", b"count = %d" % (last + rest))
+    wanted = tuple(
+        None if forbidden.intersection(range(at, at + 1 + (kind == "uint32"))) else value(at, kind)
+        for at, kind in quantities
+    )
+
+    def respond(unit, pdu):
+        first, count = int.from_bytes(pdu[1:3], "big"), int.from_bytes(pdu[3:5], "big")
+        within = first + count <= last + rest and not forbidden.intersection(range(first, first + count))
+        return words(unit, pdu) if within else bytes((pdu[0] | 0x80, 2))
+
+    line = Line(LINE, respond)
+
+    async def main():
+        bus = line_plan(LINE, range(1, 2), text, timeout_s=0.2)
+        driver = open_driver(line.platform(), bus)
+        for _ in range(6 if any(number is not None for number in wanted) else 0):
+            assert (await driver.poll(bus.meters[0], 0)).values == wanted
+        await driver.close()
+
+    virtual.run(main)
