@@ -40,7 +40,7 @@ examples:
   energybid simulate bus --dump eastron-sdm630-modbus-v2_unknown_unknown.toml    the recorded meter again
 
 Only reads are sent, one at a time. The serial number's registers are replaced by zeros where the profile or SunSpec
-says which they are. A range is explored by halving what is refused: 1,000 registers that are all refused take two
+says which they are. A range is explored by halving what is refused: 1,000 registers that are all refused take three
 minutes at 9600 baud.
 
 targets: {FORMS}
