@@ -1,9 +1,12 @@
 """The market's messages at their bytes."""
 
 import json
+from pathlib import Path
 
 import golden_market
 import pytest
+from cddl_verifier import Validator
+from energybid.agent.rounds import table as rounds_table
 from energybid.bidding.curve import POWER_MAX_W, STEPS_MAX, TICKS_MAX
 from energybid.core import cbor, cose
 from energybid.core.errors import EvidenceError
@@ -13,6 +16,7 @@ from golden_market import GATEWAY_KEY, MARKET_KEY, ROUND, chain
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+DOCS = Path(__file__).parents[2] / "docs"
 KINDS = {"round": Round, "bid": Bid, "award": Award, "confirmation": Confirmation, "statement": Statement}
 KEYS = {"bid": GATEWAY_KEY, "confirmation": GATEWAY_KEY}
 
@@ -100,6 +104,25 @@ def test_every_flipped_bit_is_refused(name):
         wrong[bit // 8] ^= 1 << bit % 8
         with pytest.raises(EvidenceError):
             market.read(KINDS[name], bytes(wrong), key)
+
+
+CDDL = Validator(DOCS / "market.cddl")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_messages_are_what_the_cddl_says(name):
+    message, data = chain()[name]
+    rule = "dispatch" if name == "confirmation" else name
+    assert CDDL.validate(market.payload(message), root_type=f"{rule}-payload").valid
+    assert CDDL.validate(data, root_type=f"{rule}-message").valid
+    for index, _ in enumerate(message):
+        item = cbor.decode(market.payload(message))
+        item[1 + index] = None
+        assert not CDDL.validate(cbor.encode(item), root_type=f"{rule}-payload").valid
+
+
+def test_the_documents_table_is_that_of_the_code():
+    assert rounds_table() in (DOCS / "market.md").read_text(), "python -m energybid.agent.rounds prints it"
 
 
 BID = chain()["bid"][0]

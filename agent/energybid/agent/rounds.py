@@ -8,6 +8,7 @@ What must survive a restart (bids sent, awards and statements accepted) is in th
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
@@ -350,3 +351,18 @@ def fits(made: Round, bid: Bid, award: Award) -> bool:
     wanted_w = curve.net_w(award.ticks)
     low_w, high_w = sorted((wanted_w, bid.schedule_w))
     return low_w <= award.net_w <= high_w and any(curve.allows(award.net_w, step.ticks) for step in curve.steps)
+
+
+def table() -> str:
+    """The table of states and events as docs/market.md shows it."""
+    rows = [
+        f"| {state.value} | {event.value} | {following.value} |"
+        for state, events in TABLE.items()
+        for event, following in events.items()
+        if following is not state
+    ]
+    return "\n".join(["| state | what happens | then |", "|---|---|---|", *rows])
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table() + "\n")
