@@ -77,6 +77,12 @@ class ScriptedDriver:
     async def poll_together(self, meter: MeterPlan, groups: tuple[int, ...]) -> list[Sample]:
         return [await self.poll(meter, group) for group in groups]
 
+    async def write(self, meter: MeterPlan, writable: object, raw: bytes) -> None:
+        raise AssertionError("nobody writes here")
+
+    async def read_back(self, meter: MeterPlan, writable: object) -> bytes:
+        raise AssertionError("nobody writes here")
+
     def learned(self, meter: MeterPlan) -> dict:
         return self.knowledge.get(meter.name, {})
 

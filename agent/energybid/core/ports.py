@@ -191,6 +191,28 @@ class Driver(Protocol):
             RefusedError: The meter refused every request of the group.
         """
 
+    async def write(self, meter: MeterPlan, writable: object, raw: bytes) -> None:
+        """Write a number of a meter, before any poll that waits. Returns when the meter says that it has done so.
+
+        That is no proof: ``read_back`` tells what is in it now. What is not answered is written again: only numbers
+        for which that makes no difference are writable.
+
+        Args:
+            meter: One of the plan's meters.
+            writable: Of the meter's map; the driver's own.
+            raw: The registers' bytes, as on the wire.
+
+        Raises:
+            MeterError: As ``poll``. Unless it is a RefusedError, the meter may have taken the number nevertheless.
+        """
+
+    async def read_back(self, meter: MeterPlan, writable: object) -> bytes:
+        """The registers of a number that may be written, as on the wire, before any poll that waits.
+
+        Raises:
+            MeterError: As ``poll``.
+        """
+
     def learned(self, meter: MeterPlan) -> Mapping[str, Any]:
         """What was learned of a meter, as plain data (JSON) for a later run; empty where nothing was."""
 

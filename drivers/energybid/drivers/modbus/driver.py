@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 from energybid.core.errors import GarbledError, MeterError, NoReplyError, RefusedError
 from energybid.core.ports import SerialEndpoint
 from energybid.drivers.modbus.ascii import AsciiLink
-from energybid.drivers.modbus.exchange import Asked, Exchange, Failure, Outcome
+from energybid.drivers.modbus.exchange import Asked, Exchange, Failure, Outcome, WriteAsked
 from energybid.drivers.modbus.learned import Patience
+from energybid.drivers.modbus.map import HOLDING, Request, Writable
 from energybid.drivers.modbus.mbap import MbapLink
 from energybid.drivers.modbus.rtu import RtuLink
 from energybid.drivers.modbus.rtu_tcp import RtuTcpLink
@@ -108,6 +109,36 @@ class ModbusDriver:
                 unit.turnaround.went_well()
                 return plain_sample(exchange, reading.order)
         return await self._make_the_best(unit, group, exchange)
+
+    async def write(self, meter: MeterPlan, writable: object, raw: bytes) -> None:
+        """Write a number of a meter, before any poll; see ``Driver.write``."""
+        place = _place_of(writable)
+        if len(raw) != 2 * place.count:
+            raise ValueError(f"{place.name} has {place.count} registers, not {len(raw)} bytes")
+        await self._at_once(meter, WriteAsked(meter.unit, place.first, raw))
+
+    async def read_back(self, meter: MeterPlan, writable: object) -> bytes:
+        """What stands in the registers of a number, before any poll; see ``Driver.read_back``."""
+        place = _place_of(writable)
+        request = Request(function=HOLDING, first=place.first, count=place.count, fields=())
+        return await self._at_once(meter, Asked(meter.unit, request))
+
+    async def _at_once(self, meter: MeterPlan, asked: Asked) -> bytes:
+        """Ask before anything that waits. Writes are slow in some meters: the configured time-out holds, unlearned."""
+        unit = self._units[meter.name]
+        garbled = 0
+        for _ in range(1 + unit.plan.retries):
+            gap_s = unit.turnaround.extra_s
+            exchange = await self._link.run([asked], unit.patience.ceiling_s, gap_s=gap_s, urgent=True)
+            outcome = exchange.outcomes[0]
+            if not _again(outcome, garbled):
+                break
+            garbled += outcome == Failure.GARBLED
+            if outcome in BUSY:
+                await asyncio.sleep(BUSY_PAUSE_S)
+        if isinstance(outcome, bytes):
+            return outcome
+        raise self._error(unit, [(asked, outcome)])
 
     def learned(self, meter: MeterPlan) -> dict[str, Any]:
         """What was learned of a meter; see ``Driver.learned``."""
@@ -246,6 +277,12 @@ class ModbusDriver:
             return GarbledError(f"{place}: what came was not the answer")
         why = f"exception {int(outcome)}" if isinstance(outcome, int) and outcome > 0 else "nothing came"
         return NoReplyError(f"{place}: no answer: {why}")
+
+
+def _place_of(writable: object) -> Writable:
+    if not isinstance(writable, Writable):
+        raise TypeError(f"{writable!r} is no Writable")
+    return writable
 
 
 def _patience(plan: BusPlan, meter: MeterPlan) -> Patience:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _REQUESTS = {HOLDING: ReadHoldingRegistersRequest, INPUT: ReadInputRegistersRequest}
+WRITE_SINGLE, WRITE_SEVERAL = 6, 16
 _EXCEPTION_SIZE = 2
 READ_OVERHEAD = 2
 """Function code and byte count before the registers of a read reply's PDU (V1.1b3 §6.3)."""
@@ -95,6 +96,38 @@ class Asked:
         return f"unit {self.unit}, function {self.function}, registers {self.request.first} to {last}"
 
 
+class WriteAsked(Asked):
+    """A write of holding registers to one unit: function 6 for one register, 16 for several (V1.1b3 §6.6, §6.12).
+
+    The answer to function 6 is the request itself, so an adapter that echoes what it sends looks like a meter that
+    agrees: only reading the registers tells what is in them.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, unit: int, first: int, data: bytes) -> None:
+        """Encode a write.
+
+        Args:
+            unit: Address of the meter.
+            first: Address of the first holding register.
+            data: The registers' bytes as on the wire.
+        """
+        count = len(data) // 2
+        super().__init__(unit, Request(function=HOLDING, first=first, count=count, fields=()))
+        if count == 1:
+            self.function, pdu = WRITE_SINGLE, pack(">BH", WRITE_SINGLE, first) + data
+            self.head = pdu
+        else:
+            self.function = WRITE_SEVERAL
+            self.head = pack(">BHH", WRITE_SEVERAL, first, count)
+            pdu = self.head + bytes((len(data),)) + data
+        self.size = len(self.head)
+        self.pdu = pdu
+        self.rtu = rtu_frame(unit, pdu)
+        self.tcp_tail = pack(">HHB", 0, len(pdu) + 1, unit) + pdu
+
+
 class Wider(NamedTuple):
     """A request that brings the same registers in a reply of another length, so that the two are told apart."""
 
@@ -127,6 +160,7 @@ class Exchange:
         "sent_at",
         "silent",
         "timeout_s",
+        "urgent",
     )
 
     def __init__(
@@ -160,6 +194,8 @@ class Exchange:
         """Nothing was answered so far."""
         self.delay_s = 0.0
         """The longest that a reply took to begin."""
+        self.urgent = False
+        """It stands before those that are not."""
         self.hurried = False
         """A request that was lost had come right after other traffic."""
 

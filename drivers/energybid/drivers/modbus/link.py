@@ -64,7 +64,13 @@ class Link(asyncio.Protocol, ABC):
     # ------------------------------------------------------------ exchanges
 
     async def run(
-        self, asked: Sequence[Asked], timeout_s: float, *, late_s: float = 0.0, gap_s: float = 0.0
+        self,
+        asked: Sequence[Asked],
+        timeout_s: float,
+        *,
+        late_s: float = 0.0,
+        gap_s: float = 0.0,
+        urgent: bool = False,
     ) -> Exchange:
         """Send requests and wait until each is settled.
 
@@ -73,6 +79,7 @@ class Link(asyncio.Protocol, ABC):
             timeout_s: How long each may take to be answered.
             late_s: How much longer the meter may take at most, beside the line's lateness.
             gap_s: Rest that a line gets before each request, beyond its silence.
+            urgent: It goes before all that is not, also before the rest of an exchange that has begun.
 
         Raises:
             BusDownError: The bus can not be opened, or was lost.
@@ -80,7 +87,9 @@ class Link(asyncio.Protocol, ABC):
         if self._transport is None:
             await self._connect()
         exchange = Exchange(asked, timeout_s, self._loop.create_future(), late_s, gap_s)
-        self._pending.append(exchange)
+        exchange.urgent = urgent
+        place = sum(waiting.urgent for waiting in self._pending) if urgent else len(self._pending)
+        self._pending.insert(place, exchange)
         self._pump_soon()
         try:
             await exchange.done
