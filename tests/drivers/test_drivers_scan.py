@@ -148,6 +148,21 @@ def test_a_slow_meter_is_found_by_the_thorough_pass() -> None:
     assert units(scan(rig, units=range(1, 9), thorough=True)) == [3, 7]
 
 
+def test_whoever_is_found_late_is_identified_too_even_if_the_time_is_spent() -> None:
+    """Eight that nothing is known of use the time up; the ninth answers only to the patient call."""
+    odd = [scripted(unit, lambda pdu: bytes((pdu[0] | 0x80, 2)), delay_s=0.07) for unit in range(1, 15)]
+    state = scan(bench(*odd, meter(20, delay_s=0.15)), units=range(1, 24))
+    assert units(state) == [*range(1, 15), 20]
+    assert models(state)[-1] == MODELS[0]
+
+
+def test_those_found_first_are_identified_before_the_others_are_called_again() -> None:
+    notes = Notes()
+    scan(bench(meter(2)), watcher=notes)
+    identified = next(i for i, step in enumerate(notes.steps) if step[1] == 2 and i > 2)
+    assert sum(unit == 9 for _, unit, *_ in notes.steps[identified:]) == 1
+
+
 def test_a_late_reply_is_a_sign_of_life_of_whoever_sends_it() -> None:
     rig = bench(meter(1, delay_s=0.12))
     state = scan(rig, units=range(1, 4))

@@ -176,6 +176,10 @@ class Scanner:
         self._at: Setting | None = None
         self._slowest_s = 0.0
         self._refused = False
+        self._examiners: dict[int, Examiner] = {}
+        """Unit → who asks it at the present setting."""
+        self._pools_s: dict[str, float] = {}
+        """Setting → what is left of POOL_S."""
         self._opened: Setting | None = None
         """Where the last request was sent."""
         self._done_s = 0.0
@@ -209,7 +213,8 @@ class Scanner:
                         return
 
     async def _complete(self, setting: Setting) -> None:
-        """Somebody answers at a setting: call the others there, patiently, and identify all."""
+        """Somebody answers at a setting: identify them, and call the others there, patiently."""
+        await self._identify(setting)
         await self._sweep(setting, FAST, self._search.units)
         if setting.serial:
             await self._sweep(setting, SLOW, self._search.units)
@@ -318,7 +323,7 @@ class Scanner:
         if self._prober is None or self._at != setting:
             if self._prober is not None:
                 await self._prober.close()
-            self._at, self._slowest_s = setting, 0.0
+            self._at, self._slowest_s, self._examiners = setting, 0.0, {}
             self._prober = Prober(self._open_bus, setting.target)
         return self._prober
 
@@ -345,22 +350,30 @@ class Scanner:
         state.found.sort(key=lambda found: (found.setting, found.unit))
         groups = [self._group(f) for f in state.at(setting) if f.identity and f.identity.complete]
         waiting = [f for f in state.at(setting) if f.identity is None or not f.identity.complete]
-        prober = await self._tuned(setting)
-        examiners = {f.unit: Examiner(prober, f.unit, max(IDENTIFY_S, 2 * f.delay_s + 0.1)) for f in waiting}
-        pool_s, least_s = NEVER if self._search.thorough else POOL_S, IDENTIFYING_S
-        while waiting and pool_s > POOL_REST_S:
-            for number, found in enumerate(list(waiting)):
+        pool_s = NEVER if self._search.thorough else self._pools_s.get(setting.label, POOL_S)
+        turn = [f for f in waiting if f.identity is None]
+        while turn or (waiting and pool_s > POOL_REST_S):
+            for number, found in enumerate(turn or list(waiting)):
                 self._watcher.progress(setting.label, found.unit, number / len(waiting), len(waiting) * IDENTIFYING_S)
+                examiner = await self._examiner(setting, found)
                 began = loop.time()
-                examiners[found.unit].until = began + max(least_s, SHARE * pool_s)
-                found.identity = await self._examine(examiners[found.unit], groups)
+                examiner.until = began + max(IDENTIFYING_S if found.identity is None else 0.0, SHARE * pool_s)
+                found.identity = await self._examine(examiner, groups)
                 pool_s -= loop.time() - began
-                if found.identity.complete or examiners[found.unit].silent:
+                if found.identity.complete or examiner.silent:
                     groups.append(self._group(found))
                     waiting.remove(found)
-            least_s = 0.0
+            turn = []
+        self._pools_s[setting.label] = pool_s
         for found in state.at(setting):
             self._watcher.found(found)
+
+    async def _examiner(self, setting: Setting, found: Found) -> Examiner:
+        """Whoever asks a unit; it remembers what it was told."""
+        prober = await self._tuned(setting)
+        if found.unit not in self._examiners:
+            self._examiners[found.unit] = Examiner(prober, found.unit, max(IDENTIFY_S, 2 * found.delay_s + 0.1))
+        return self._examiners[found.unit]
 
     async def _examine(self, examiner: Examiner, groups: Sequence[frozenset[str]]) -> Identity:
         """Identify a unit, which is likely to be what another one on this bus is."""
