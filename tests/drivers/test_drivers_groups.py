@@ -8,6 +8,11 @@ from energybid.core.errors import NoReplyError
 from energybid.core.ports import BusPlan, MeterPlan
 from energybid.core.quantities import Status
 from energybid.drivers.modbus.driver import open_driver
+from energybid.drivers.modbus.learned import Learned, Patience, Turnaround
+from energybid.drivers.modbus.learned import Span as Refused
+from energybid.drivers.modbus.map import HOLDING
+from energybid.drivers.modbus.unit import Unit
+from energybid.drivers.planner import Cost, serial_cost
 from energybid.drivers.profile import Group, compile_profile, parse_profile
 from energybid.simulator.virtual import run
 from modbus_peers import TCP, Peer, framed, reply
@@ -36,10 +41,12 @@ register = 10
 REGISTERS = {0: 100, 2: 102, 4: 104, 6: 106, 10: 3, 30: 130}
 
 
-def bus_plan() -> BusPlan:
-    loaded = parse_profile("test", PROFILE, source="test.toml")
+def bus_plan(profile: bytes = PROFILE, cost: Cost | None = None) -> BusPlan:
+    loaded = parse_profile("test", profile, source="test.toml")
     slow = [Group(interval_s=60, quantities=["e", "b"]), Group(interval_s=900, quantities=["d"])]
-    groups, compiled = compile_profile(loaded, interval_s=1, groups=slow)
+    if cost:
+        slow = [Group(interval_s=60, quantities=["b", "d"])]
+    groups, compiled = compile_profile(loaded, interval_s=1, groups=slow, cost=cost)
     meter = MeterPlan(
         name="m",
         unit=1,
@@ -64,6 +71,49 @@ def answering(refused: set[int], silent: set[int]) -> Peer:
         return [(0, reply(frame, struct.pack(f">{count}H", *words)))]
 
     return Peer(answer)
+
+
+FAR = PROFILE.replace(b"max_registers = 40", b"max_registers = 125").replace(
+    b'first = 0, count = 20 }, { table = "holding", first = 30, count = 10', b"first = 0, count = 60"
+)
+
+
+def test_requests_are_planned_anew_with_the_reply_delay_that_was_measured() -> None:
+    def requests(unit: Unit) -> list[list[tuple[int, int]]]:
+        return [[(a.request.first, a.request.count) for a in reading.asked] for reading in unit.readings]
+
+    plan = bus_plan(FAR, serial_cost(9600)).meters[0]
+    unit = Unit(plan, Patience(1.0, 0.1))
+    apart = [[(0, 5), (30, 1)], [(2, 9)], [(0, 11), (30, 1)]]
+    assert requests(unit) == apart, "19 registers more take 40 ms, a request 37 ms"
+    at_once = [[(0, 31)], [(2, 9)], [(0, 31)]]
+    for delay_s, replies, expected in ((0.005, 60, apart), (0.08, 40, apart), (0.08, 60, at_once)):
+        unit = Unit(plan, Patience(1.0, 0.1))
+        unit.take(delays(delay_s, replies), 0.0, 0)
+        assert requests(unit) == expected, (delay_s, replies)
+    unit.refuse([Refused(HOLDING, 15, 1)], 0.0)
+    assert requests(unit)[0] == [(0, 5), (30, 1)]
+    pinned = serial_cost(9600, reply_delay_s=0.02)
+    assert pinned.with_delay(1.0) == pinned
+
+    async def main() -> None:
+        peer, bus = answering(set(), set()), bus_plan(FAR, serial_cost(9600))
+        driver, meter = open_driver(peer.platform(), bus), bus.meters[0]
+        driver.learn(meter, delays(0.08, 60))
+        assert [sample.values for sample in await driver.poll_together(meter, (0, 1))] == [(100, 104, 130), (306, 318)]
+        assert (await driver.poll(meter, 1)).values == (306, 318)
+        assert asked(peer) == [(0, 31), (2, 9)]
+        await driver.close()
+
+    run(main)
+
+
+def delays(delay_s: float, replies: int) -> dict[str, Any]:
+    """What an earlier run has learned."""
+    learned = Learned(Patience(1.0, 0.1), Turnaround())
+    for _ in range(replies):
+        learned.patience.delays.add(delay_s)
+    return learned.plain(0.0, 0)
 
 
 def asked(peer: Peer) -> list[tuple[int, int]]:

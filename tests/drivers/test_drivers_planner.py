@@ -104,6 +104,8 @@ def test_what_can_not_be_read_is_said() -> None:
 def test_costs_are_those_of_the_frames() -> None:
     # 13 characters and 3.5 of silence at 10 bits, 9,600 baud, and the delay; 20 bits a register.
     assert serial_cost(9600, reply_delay_s=0) == Cost(request_ns=17_187_500, register_ns=2_083_333)
+    assert serial_cost(9600) == Cost(request_ns=37_187_500, register_ns=2_083_333, assumed_ns=20_000_000)
+    assert serial_cost(9600).with_delay(0.01).request_ns == 27_187_500
     assert serial_cost(9600, reply_delay_s=0.01).request_ns == 27_187_500
     assert serial_cost(19_200, parity="E", reply_delay_s=0).register_ns == round(22 / 19_200 * 1e9)
     assert serial_cost(115_200, reply_delay_s=0).request_ns == round(130 / 115_200 * 1e9 + 1_750_000)

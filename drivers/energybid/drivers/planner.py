@@ -8,7 +8,7 @@ them can exchange what they read until they no longer do, and neither grows.)
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, combinations
 from typing import NamedTuple
 
@@ -41,6 +41,15 @@ class Cost:
     """Each register that is read."""
     registers_max: int = REGISTERS_MAX
     """Most registers that fit a reply on the way, such as through a gateway's buffer."""
+    assumed_ns: int = 0
+    """Part of ``request_ns``: the meter's reply delay, where it is a guess."""
+
+    def with_delay(self, delay_s: float) -> "Cost":
+        """The same with the meter's reply delay as it was measured in place of the guess, if there is one."""
+        if not self.assumed_ns:
+            return self
+        measured_ns = round(delay_s * _NS)
+        return replace(self, request_ns=self.request_ns - self.assumed_ns + measured_ns, assumed_ns=measured_ns)
 
     def of(self, spans: Sequence["Span"]) -> int:
         """Nanoseconds that requests take."""
@@ -105,9 +114,12 @@ def serial_cost(
     character_s = bits / baudrate
     silence_s = _SILENCE_FAST_S if baudrate > _FAST_BAUDRATE else _SILENCE * character_s
     delay_s = REPLY_DELAY_S if reply_delay_s is None else reply_delay_s
+    assumed_s = REPLY_DELAY_S if reply_delay_s is None else 0.0
     overhead_s = _ASCII_OVERHEAD * character_s if is_ascii else _RTU_OVERHEAD * character_s + silence_s
     return Cost(
-        request_ns=round((overhead_s + delay_s) * _NS), register_ns=round((4 if is_ascii else 2) * character_s * _NS)
+        request_ns=round((overhead_s + delay_s) * _NS),
+        register_ns=round((4 if is_ascii else 2) * character_s * _NS),
+        assumed_ns=round(assumed_s * _NS),
     )
 
 

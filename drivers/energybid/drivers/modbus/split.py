@@ -98,6 +98,11 @@ def around(parts: Sequence[Part], spans: Collection[Span], terms: Terms | None =
     ]
     if terms is None or pieces == list(parts):
         return pieces
+    return planned(pieces, terms, spans)
+
+
+def planned(pieces: Iterable[Part], terms: Terms, spans: Collection[Span] = ()) -> list[Part]:
+    """The cheapest requests for the values of given ones; none touches a span."""
     cells = [(piece.request.function, cell) for piece in pieces for cell in cells_of(piece)]
     readable: list[planner.Span] = [part for span in terms.readable for part in _outside(span, spans)]
     wanted = [planner.Span(function, cell.first, cell.end) for function, cell in cells]

@@ -5,15 +5,16 @@ No I/O and no waiting here: ``driver`` decides what to ask when.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from energybid.core.ports import Sample
 from energybid.core.quantities import Status
 from energybid.drivers.modbus.decode import factor_data
 from energybid.drivers.modbus.exchange import Asked, Exchange, Outcome, Wider
-from energybid.drivers.modbus.learned import NEVER, Learned, Patience, Span, Turnaround
+from energybid.drivers.modbus.learned import NEVER, SAMPLES_MIN, Learned, Patience, Span, Turnaround
 from energybid.drivers.modbus.map import ModbusMap
-from energybid.drivers.modbus.split import Cell, Part, around, cells_of, part_of, parts_of, widened
+from energybid.drivers.modbus.split import Cell, Part, around, cells_of, part_of, parts_of, planned, widened
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ REFUSED = frozenset({1, 2, 3, 4})
 """Illegal function, address or value; device failure."""
 SPLIT = frozenset({2, 3, 4})
 """What a smaller request may help against."""
+MEDIAN = 0.5
 SEARCH_AGAIN_S, SEARCH_RARELY_S = 3600.0, 86_400.0
 """After a search that found nothing that can be read: a meter may refuse everything for a while."""
 
@@ -136,12 +138,18 @@ class Unit:
         self._fruitless[group] = min(self._fruitless[group] + 1, 10)
 
     def take(self, plain: Mapping[str, Any], now: float, wall_ms: int) -> None:
-        """Know what an earlier run has learned.
+        """Know what an earlier run has learned; requests are planned anew with the reply delay that it has measured.
 
         Raises:
             ValueError: It is damaged.
         """
         self.learned.take(plain, now, wall_ms)
+        delays = self.patience.delays
+        if self._terms is not None and delays.total >= SAMPLES_MIN:
+            cost = self._terms.cost.with_delay(delays.quantile(MEDIAN))
+            if cost != self._terms.cost:
+                self._terms = terms = replace(self._terms, cost=cost)
+                self.compiled = [planned(parts, terms) for parts in self.compiled]
         self._plan_requests()
 
 
