@@ -22,8 +22,10 @@ from powercut_recorder import Forget, Link, Mark, Sync, Truncate, Unlink, Write
 SEEDS = int(os.environ.get("ENERGYBID_POWER_SEEDS", "12"))
 CUTS = 10_000
 """Different disks that must be judged at the least, over all seeds."""
-SHARE = float(os.environ.get("ENERGYBID_POWER_SHARE", "0.075"))
+SHARE = float(os.environ.get("ENERGYBID_POWER_SHARE", "0.09"))
 """Of all cuts of a seed's lives, how many are judged."""
+
+pytestmark = pytest.mark.xdist_group("powercut")  # they are counted together, so they run in one process
 
 totals = Found(0, 0, 0, [])
 
