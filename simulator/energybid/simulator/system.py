@@ -246,13 +246,19 @@ def cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
+TASKS_EACH = 50
+"""About so many tasks are done by one process: what they leave behind in it must not add up."""
+
+
 def in_processes(function: Callable[[T], R], tasks: Sequence[T], jobs: int) -> Iterator[R]:
     """``function`` of every task, in their order, so many at the same time; with one job in this very process."""
     if jobs == 1:
         yield from map(function, tasks)
         return
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(function, tasks)
+    at_once = TASKS_EACH * jobs
+    for at in range(0, len(tasks), at_once):
+        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield from pool.map(function, tasks[at : at + at_once])
 
 
 def describe_commit() -> str:
