@@ -35,7 +35,10 @@ _SHIFT = 80
 class Delays:
     """How long a meter takes to reply, as counts in buckets that are a quarter of an octave wide."""
 
-    __slots__ = ("counts", "total")
+    __slots__ = ("_counts", "_fresh", "_total")
+
+    TOGETHER = 32
+    """Replies that are sorted in at once: it costs half as much, and most polls nothing but to note the delay."""
 
     def __init__(self, counts: Iterable[tuple[int, int]] = ()) -> None:
         """Begin.
@@ -43,19 +46,41 @@ class Delays:
         Args:
             counts: (bucket, count) pairs of an earlier run.
         """
-        self.counts = [0] * _BUCKETS
+        self._counts = [0] * _BUCKETS
         for bucket, count in counts:
-            self.counts[bucket] += count
-        self.total = sum(self.counts)
+            self._counts[bucket] += count
+        self._total = sum(self._counts)
+        self._fresh: list[float] = []
 
-    def add(self, delay_s: float) -> None:
-        """One more reply."""
-        mantissa, exponent = frexp(max(_FASTEST_S, delay_s))
-        self.counts[min(_STEPS * exponent + int(2 * _STEPS * mantissa) - _STEPS + _SHIFT, _BUCKETS - 1)] += 1
-        self.total += 1
-        if self.total >= SAMPLES_MAX:
-            self.counts = [count >> 1 for count in self.counts]
-            self.total = sum(self.counts)
+    def add(self, delay_s: float) -> bool:
+        """One more reply; whether it was time to sort them in."""
+        self._fresh.append(delay_s)
+        if len(self._fresh) < self.TOGETHER:
+            return False
+        self._sort_in()
+        return True
+
+    def _sort_in(self) -> None:
+        counts, fresh = self._counts, self._fresh
+        for delay_s in fresh:
+            mantissa, exponent = frexp(delay_s if delay_s > _FASTEST_S else _FASTEST_S)  # noqa: FURB136  max() is slow
+            counts[min(_STEPS * exponent + int(2 * _STEPS * mantissa) - _STEPS + _SHIFT, _BUCKETS - 1)] += 1
+        self._total += len(fresh)
+        fresh.clear()
+        if self._total >= SAMPLES_MAX:
+            self._counts = [count >> 1 for count in counts]
+            self._total = sum(self._counts)
+
+    @property
+    def counts(self) -> list[int]:
+        """By bucket."""
+        self._sort_in()
+        return self._counts
+
+    @property
+    def total(self) -> int:
+        """How many replies they are about."""
+        return self._total + len(self._fresh)
 
     def quantile(self, share: float) -> float:
         """Seconds within which so many of the replies began, as the upper edge of a bucket; 0 where there are none."""
@@ -85,8 +110,6 @@ class Patience:
 
     __slots__ = ("_doubt", "_learned_s", "_probes", "ceiling_s", "delays", "floor_s")
 
-    LOOK_EVERY = 32
-    """Replies after which the time-out is computed anew."""
     PATIENT_PROBE = 12
     """On a bus without slack, one in so many probes of a meter whose delays are not known waits as long as is
     configured: once an hour, when it is probed every five minutes."""
@@ -122,8 +145,7 @@ class Patience:
     def answered(self, delay_s: float) -> None:
         """The meter replied."""
         self._doubt = False
-        self.delays.add(delay_s)
-        if not self.delays.total % self.LOOK_EVERY:
+        if self.delays.add(delay_s):
             self.learn()
 
     def missed(self) -> None:
