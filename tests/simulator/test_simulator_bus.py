@@ -91,7 +91,7 @@ async def test_a_strangers_tcp_client_reads_all_units() -> None:
 async def test_a_strangers_client_is_refused_as_by_the_meter() -> None:
     async with tcp(make_bus()) as port, AsyncModbusTcpClient("127.0.0.1", port=port) as client:
         assert (await client.read_coils(0, count=2, device_id=1)).exception_code == 1
-        assert (await client.write_register(0, 1, device_id=1)).exception_code == 1
+        assert (await client.write_register(0, 1, device_id=1)).exception_code == 2
         assert (await client.read_input_registers(80, count=2, device_id=1)).exception_code == 2
         assert (await client.read_input_registers(0, count=81, device_id=1)).exception_code == 3
         assert (await client.read_input_registers(0, count=2, device_id=9)).exception_code == 11

@@ -1,3 +1,4 @@
+import math
 import struct
 from fractions import Fraction
 
@@ -12,9 +13,10 @@ from energybid.drivers.profile import (
     load_profile,
     parse_profile,
 )
-from energybid.simulator.household import UJ_PER_WH, Household, Site
+from energybid.simulator.household import UJ_PER_WH, Household, Site, State
 from energybid.simulator.instrument import probe
 from energybid.simulator.meters import Meter
+from energybid.simulator.wiring import Wiring, seen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -215,3 +217,97 @@ def test_the_instrument_knows_phases_sums_and_tariffs() -> None:
     assert value("1-0:33.7.0") == Fraction(state.power_mw[0], state.apparent_mva[0])
     assert value("1-0:91.7.0") < max(value("1-0:31.7.0"), value("1-0:51.7.0"), value("1-0:71.7.0"))
     assert value("1-0:128.8.0") == sum(value(f"1-0:{c}.8.0") for c in (23, 43, 63))
+
+
+# ---------------------------------------------------------------- what may be written
+
+WRITABLE = (
+    SCALED
+    + b"""
+[[writable]]
+name = "limit"
+register = 104
+type = "int16"
+unit = "W"
+minimum = "-10"
+maximum = "500"
+[[writable]]
+name = "period"
+register = 300
+type = "float32"
+scale = "60"
+unit = "s"
+minimum = "0"
+maximum = "3600"
+values = ["0", "900", "3600"]
+"""
+)
+
+
+def write(meter: Meter, text: str) -> str:
+    return meter.respond(bytes.fromhex(text), 0).hex(" ")
+
+
+def test_what_is_written_stays_and_what_is_out_of_bounds_is_refused() -> None:
+    text = WRITABLE.replace(b"register = 104, type", b"register = 106, type")
+    meter = Meter(parse_profile("scaled", text, source="scaled.toml"), Household("w", SITE))
+    assert read(meter, 3, 104, 1).hex() == "030201f4", "from the factory the most"
+    assert write(meter, "06 0068 fff6") == "06 00 68 ff f6"
+    assert read(meter, 3, 104, 1).hex() == "0302fff6"
+    assert write(meter, "06 0068 fff5") == "86 03"
+    assert write(meter, "06 0069 0000") == "86 02"
+    assert write(meter, "06 0068") == "86 03"
+    assert write(meter, "10 012c 0002 04 41700000") == "10 01 2c 00 02"
+    assert read(meter, 3, 300, 2).hex() == "030441700000"
+    assert write(meter, "10 012c 0002 04 41f00000") == "90 03", "30 minutes are none of its values"
+    assert write(meter, "10 012c 0002 04 7fc00000") == "90 03"
+    assert write(meter, "10 012c 0001 02 4170") == "90 02", "half a number"
+    assert write(meter, "10 012c 0002 03 417000") == "90 03"
+    assert read(meter, 3, 104, 1).hex() == "0302fff6"
+
+
+def test_a_meter_of_which_nothing_may_be_written_knows_no_such_function(scaled: LoadedProfile) -> None:
+    assert write(Meter(scaled, Household("w", SITE)), "06 0068 0000") == "86 01"
+
+
+# ---------------------------------------------------------------- wrong wiring
+
+
+def wired(at_ms: int, **wiring: object) -> tuple[State, State]:
+    state = Household("wiring", Site(import_wh=1000)).state(at_ms)
+    return state, seen(state, Wiring(**wiring))  # type: ignore[arg-type]
+
+
+@given(MOMENTS)
+@EXAMPLES
+def test_a_reversed_transformer_turns_the_sign_of_its_phase_alone(at_ms: int) -> None:
+    right, wrong = wired(at_ms, reversed_ct=(1,))
+    assert wrong.power_mw == (right.power_mw[0], -right.power_mw[1], right.power_mw[2])
+    assert wrong.reactive_mvar[1] == -right.reactive_mvar[1]
+    assert wrong.apparent_mva == right.apparent_mva
+    assert (wrong.import_uj[1], wrong.export_uj[1]) == (right.export_uj[1], right.import_uj[1])
+
+
+@given(MOMENTS, st.permutations(range(3)))
+@EXAMPLES
+def test_swapped_transformers_keep_apparent_power_and_turn_it(at_ms: int, order: list[int]) -> None:
+    own, other, third = order
+    right, wrong = wired(at_ms, swapped_ct=(own, other))
+    assert wrong.power_mw[third] == right.power_mw[third]
+    assert wrong.current_ma(own) == right.current_ma(other)
+    for phase in (own, other):
+        turned = math.hypot(wrong.power_mw[phase], wrong.reactive_mvar[phase])
+        assert turned == pytest.approx(wrong.apparent_mva[phase], rel=0.01)
+        assert wrong.power_mw[phase] < 0, "a household's power factor is above a half"
+    assert wrong.reactive_mvar[own] * wrong.reactive_mvar[other] < 0
+
+
+def test_what_is_not_connected_is_not_there() -> None:
+    right, wrong = wired(0, missing_voltage=(0,), missing_ct=(2,))
+    assert (wrong.voltage_mv[0], wrong.power_mw[0], wrong.apparent_mva[0]) == (0, 0, 0)
+    assert (wrong.current_ma(0), wrong.current_ma(1), wrong.current_ma(2)) == (
+        right.current_ma(0),
+        right.current_ma(1),
+        0,
+    )
+    assert wrong.voltage_mv[1:] == right.voltage_mv[1:]

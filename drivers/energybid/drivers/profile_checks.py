@@ -186,6 +186,14 @@ def _writable_faults(writable: Writable) -> Iterator[str]:
             yield f"{key}: {fault}"
     if writable.safe is not None and not writable.minimum <= writable.safe <= writable.maximum:
         yield "safe: is not between minimum and maximum"
+    if writable.safe is not None and writable.values and writable.safe not in writable.values:
+        yield "safe: is not among values"
+    for value in writable.values:
+        fault = _not_held(writable, value)
+        if not writable.minimum <= value <= writable.maximum:
+            fault = "is not between minimum and maximum"
+        if fault:
+            yield f"values: {float(value):g} {fault}"
 
 
 def _not_held(writable: Writable, value: Fraction) -> str:

@@ -154,6 +154,8 @@ class WritableSettings(Number):
     maximum: DecimalText
     safe: DecimalText | None = None
     """What the control path reverts to, in the unit."""
+    values: Annotated[list[DecimalText], Field(min_length=1, max_length=64)] | None = None
+    """The only values that it may have, in the unit; all between the bounds where it is not given."""
 
 
 class FingerprintSettings(Settings):

@@ -171,6 +171,7 @@ def writables(profile: Profile) -> list[Writable]:
             minimum=Fraction(settings.minimum),
             maximum=Fraction(settings.maximum),
             safe=None if settings.safe is None else Fraction(settings.safe),
+            values=tuple(map(Fraction, settings.values or ())),
         )
         for settings in profile.writable
     ]

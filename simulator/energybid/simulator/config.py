@@ -11,6 +11,7 @@ from energybid.core.settings import Duration, Settings, parse_toml
 from energybid.drivers.profile import load_profile
 from energybid.simulator.faults import UNIT_MAX, Fault, FaultSource
 from energybid.simulator.recorded import load_dump
+from energybid.simulator.wiring import Wiring
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 _DURATION = TypeAdapter[float](Duration)
@@ -83,6 +84,38 @@ class FaultsModel(Settings):
         return FaultSource(seed, self.rates(), self.late_by)
 
 
+Phase = Annotated[int, Field(ge=1, le=3)]
+
+
+class WiringModel(Settings):
+    """``wiring``: what is wrong between the site and the meter; phases are 1 to 3."""
+
+    reversed_ct: list[Phase] = Field(default_factory=list, max_length=3)
+    """Current transformers that were put on the wrong way round."""
+    swapped_ct: Annotated[list[Phase], Field(min_length=2, max_length=2)] | None = None
+    """Two phases whose current transformers stand in each other's place; not with ``pv_peak_w``."""
+    missing_voltage: list[Phase] = Field(default_factory=list, max_length=3)
+    """Voltage inputs that are not connected."""
+    missing_ct: list[Phase] = Field(default_factory=list, max_length=3)
+    """Current transformers that are not connected."""
+
+    @model_validator(mode="after")
+    def _two(self) -> Self:
+        if self.swapped_ct is not None and len(set(self.swapped_ct)) == 1:
+            raise ValueError("swapped_ct: name two phases")
+        return self
+
+    def wiring(self) -> Wiring:
+        """With phases from 0."""
+        swapped = self.swapped_ct
+        return Wiring(
+            reversed_ct=tuple(phase - 1 for phase in self.reversed_ct),
+            swapped_ct=None if swapped is None else (swapped[0] - 1, swapped[1] - 1),
+            missing_voltage=tuple(phase - 1 for phase in self.missing_voltage),
+            missing_ct=tuple(phase - 1 for phase in self.missing_ct),
+        )
+
+
 class MeterModel(Settings):
     """``[[bus.meter]]``: one meter and the site behind it."""
 
@@ -102,12 +135,17 @@ class MeterModel(Settings):
     phases: Literal[1, 3] = 3
     begin: Duration = Field(0.0, ge=0)
     """Where in the recorded fortnight the replay begins."""
+    serial_number: int | None = Field(None, ge=1, le=999_999_999)
+    """What the meter says of itself; made up where it is not given."""
+    wiring: WiringModel = WiringModel()
     faults: FaultsModel = FaultsModel()
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.profile is None) == (self.dump is None):
             raise ValueError("write either profile or dump")
+        if self.wiring.swapped_ct and self.pv_peak_w:
+            raise ValueError("wiring.swapped_ct: is not simulated together with pv_peak_w")
         return self
 
 

@@ -51,9 +51,13 @@ class State(NamedTuple):
     """Reactive energy since the replay began, µvar·s; never negative here."""
     apparent_uj: Three
     """Apparent energy since the replay began, µVA·s."""
+    currents_ma: Three | None = None
+    """Magnitudes of the currents, where they do not follow from the others: to a meter that is wired wrongly."""
 
     def current_ma(self, phase: int) -> int:
         """Magnitude of the current in one phase (0 to 2)."""
+        if self.currents_ma is not None:
+            return self.currents_ma[phase]
         return self.apparent_mva[phase] * 1000 // self.voltage_mv[phase]
 
 

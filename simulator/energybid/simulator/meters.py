@@ -10,12 +10,21 @@ from fractions import Fraction
 from math import ceil, floor, prod
 from struct import Struct
 
-from energybid.drivers.modbus.decode import FACTOR_DIGITS, in_order, pack_raw, swapped
-from energybid.drivers.modbus.map import FLOATS, TYPES, Factor
+from energybid.drivers.modbus.decode import (
+    FACTOR_DIGITS,
+    decode_writable,
+    encode_writable,
+    in_order,
+    pack_raw,
+    swapped,
+)
+from energybid.drivers.modbus.exchange import WRITE_SEVERAL, WRITE_SINGLE
+from energybid.drivers.modbus.map import FLOATS, HOLDING, TYPES, Factor, Writable
 from energybid.drivers.profile import FUNCTION_OF, Fingerprint, LoadedProfile, Register, SerialNumber
 from energybid.simulator.faults import EXCEPTION_FLAG
 from energybid.simulator.household import Household, State
 from energybid.simulator.instrument import probe
+from energybid.simulator.wiring import RIGHT, Wiring, seen
 
 ILLEGAL_FUNCTION, ILLEGAL_ADDRESS, ILLEGAL_VALUE = 1, 2, 3
 """Modbus Application Protocol V1.1b3 §7."""
@@ -130,19 +139,23 @@ def _fitted(register: Register, raw: int) -> int:
 class Meter:
     """A meter of a profile's model at a site."""
 
-    def __init__(self, loaded: LoadedProfile, site: Household, *, serial_number: int = 10_000_001) -> None:
+    def __init__(
+        self, loaded: LoadedProfile, site: Household, *, serial_number: int = 10_000_001, wiring: Wiring = RIGHT
+    ) -> None:
         """Wire it up.
 
         Args:
             loaded: The model.
             site: What it measures.
             serial_number: What it says of itself where the profile knows the place; at most 9 digits.
+            wiring: What is wrong between the site and the meter.
 
         Raises:
             ValueError: The profile has a quantity that the simulated site has not.
         """
         profile = loaded.profile
         self._site = site
+        self._wiring = wiring
         self._limit = profile.max_registers
         settings = factor_settings(loaded)
         cells = [
@@ -156,6 +169,10 @@ class Meter:
         if identity := profile.identification.serial_number:
             cells.append((FUNCTION_OF[identity.table], _identity(identity, serial_number)))
         cells += [(print_.function, _fingerprint(print_)) for print_ in loaded.fingerprints]
+        self._writables = {writable.first: writable for writable in loaded.writables}
+        self._held = {writable.name: encode_writable(writable, writable.maximum) for writable in loaded.writables}
+        """What numbers that may be written hold, as they are sent; from the factory the most that they may."""
+        cells += [(HOLDING, self._writable(writable)) for writable in loaded.writables]
         areas = [
             Area(
                 function := FUNCTION_OF[block.table],
@@ -172,6 +189,11 @@ class Meter:
         ]
         self._areas = areas
         self._functions = {area.function for area in areas}
+        if self._writables:
+            self._functions |= {WRITE_SINGLE, WRITE_SEVERAL}
+
+    def _writable(self, writable: Writable) -> Cell:
+        return Cell(writable.first, writable.count, lambda _state: self._held[writable.name])
 
     def respond(self, pdu: bytes, at_ms: int) -> bytes:
         """Answer a request.
@@ -181,11 +203,14 @@ class Meter:
             at_ms: Moment of the replay, ms.
 
         Returns:
-            The PDU of the answer, or of exception 1 (function), 2 (address) or 3 (length or number of registers).
+            The PDU of the answer, or of exception 1 (function), 2 (address) or 3 (length, number of registers, or a
+            value that may not be written).
         """
         function = pdu[0]
         if function not in self._functions:
             return _refusal(function, ILLEGAL_FUNCTION)
+        if function in {WRITE_SINGLE, WRITE_SEVERAL}:
+            return self._write(pdu)
         if len(pdu) != _READ.size:
             return _refusal(function, ILLEGAL_VALUE)
         _, first, count = _READ.unpack(pdu)
@@ -196,8 +221,30 @@ class Meter:
             return _refusal(function, ILLEGAL_ADDRESS)
         return bytes((function, REGISTER_SIZE * count)) + self._read(area, first, first + count, at_ms)
 
+    def _write(self, pdu: bytes) -> bytes:
+        """Keep what is written, if it is one whole number within its bounds (V1.1b3 §6.6, §6.12)."""
+        function, head = pdu[0], pdu[: _READ.size]
+        data = pdu[3:] if function == WRITE_SINGLE else pdu[_READ.size + 1 :]
+        if len(head) != _READ.size or not data:
+            return _refusal(function, ILLEGAL_VALUE)
+        counts = (len(data), len(data)) if function == WRITE_SINGLE else (2 * _READ.unpack(head)[2], pdu[_READ.size])
+        if set(counts) != {len(data)}:
+            return _refusal(function, ILLEGAL_VALUE)
+        writable = self._writables.get(int.from_bytes(pdu[1:3], "big"))
+        if writable is None or REGISTER_SIZE * writable.count != len(data):
+            return _refusal(function, ILLEGAL_ADDRESS)
+        value = decode_writable(writable, data)
+        if value is None or not writable.minimum <= value <= writable.maximum:
+            return _refusal(function, ILLEGAL_VALUE)
+        if writable.values and value not in writable.values:
+            return _refusal(function, ILLEGAL_VALUE)
+        self._held[writable.name] = data
+        return head
+
     def _read(self, area: Area, first: int, end: int, at_ms: int) -> bytes:
         state = self._site.state(at_ms)
+        if self._wiring != RIGHT:
+            state = seen(state, self._wiring)
         image = bytearray(REGISTER_SIZE * (area.end - area.first))
         for cell in area.cells:
             if cell.first < end and cell.end > first:

@@ -125,9 +125,10 @@ def _meter(model: MeterModel, seed: str) -> Meter:
         import_wh=chance_between(seed, "initial", INITIAL_WH_MIN, INITIAL_WH_MAX),
         begin_ms=round(model.begin * 1000),
     )
-    number = chance_between(seed, "serial number", SERIAL_NUMBERS // 9, SERIAL_NUMBERS)
+    number = model.serial_number or chance_between(seed, "serial number", SERIAL_NUMBERS // 9, SERIAL_NUMBERS)
+    loaded, wiring = load_profile(model.profile or ""), model.wiring.wiring()
     try:
-        return Meter(load_profile(model.profile or ""), Household(seed, site), serial_number=number)
+        return Meter(loaded, Household(seed, site), serial_number=number, wiring=wiring)
     except ValueError as error:
         raise ConfigurationError([f"meter {model.name}: {model.profile}: {error}"]) from None
 

@@ -307,11 +307,14 @@ def encode_writable(writable: Writable, value: Fraction) -> bytes:
     """Registers to write so that ``writable`` is ``value``, in its unit.
 
     Raises:
-        ValueError: Outside its bounds, or between two counts of the register.
+        ValueError: Outside its bounds, none of its values, or between two counts of the register.
     """
     if not writable.minimum <= value <= writable.maximum:
         bounds = f"{_plain(writable.minimum)} to {_plain(writable.maximum)} {writable.unit}"
         raise ValueError(f"{writable.name} may be {bounds}, not {_plain(value)}")
+    if writable.values and value not in writable.values:
+        allowed = ", ".join(map(_plain, writable.values))
+        raise ValueError(f"{writable.name} may be one of {allowed} {writable.unit}, not {_plain(value)}")
     raw = value / writable.scale
     if writable.type not in FLOATS and raw.denominator != 1:
         raise ValueError(f"{writable.name} is written in steps of {_plain(writable.scale)} {writable.unit}")

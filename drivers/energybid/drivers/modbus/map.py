@@ -119,6 +119,8 @@ class Writable:
     maximum: Fraction
     safe: Fraction | None
     """What the control path reverts to."""
+    values: tuple[Fraction, ...] = ()
+    """The only ones it may have; empty where all between the bounds may be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
