@@ -1,6 +1,8 @@
 """What the extended profile says: factors that the meter holds, byte order, fingerprints, registers to write."""
 
+import itertools
 import pickle
+import re
 import struct
 from fractions import Fraction
 from random import Random
@@ -424,3 +426,32 @@ def test_faults_of_writables() -> None:
         "writable[1].minimum: uint16 can not hold it",
         "writable[1].maximum: uint16 can not hold it",
     ]
+
+
+WHOLE = HEAD + FINGERPRINTS + WRITABLE.replace(FACTORS, "")
+VALUES = re.findall(r"= (\"[^\"]*\"|-?\d+|\[[^\]{}]*\])", WHOLE)
+
+
+@settings(max_examples=150)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, len(VALUES) - 1),
+            st.sampled_from([*dict.fromkeys(VALUES), "0", "-1", "65535", "65536", '""', '"0"', '"-1"', "[]", "true"]),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_a_file_with_any_values_is_a_profile_or_has_faults(changes: list[tuple[int, str]]) -> None:
+    values = dict(changes)
+    count = itertools.count()
+    text = re.sub(r"= (\"[^\"]*\"|-?\d+|\[[^\]{}]*\])", lambda match: "= " + values.get(next(count), match[1]), WHOLE)
+    try:
+        loaded = parse_profile("test", text.encode(), source="test.toml")
+    except ConfigurationError as error:
+        assert all(fault.startswith("test.toml: ") for fault in error.faults)  # noqa: PT017
+        return
+    compiled = compile_(loaded)
+    data = [bytes(2 * request.count) for request in compiled.groups[0]]
+    assert len(group_decoder(compiled.groups[0])(data)[0]) == len(loaded.registers)
