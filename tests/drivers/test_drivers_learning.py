@@ -568,3 +568,21 @@ def test_alone_on_its_line_every_value_is_right_too(case, rest):
         await driver.close()
 
     virtual.run(main)
+
+
+def test_a_single_value_that_is_refused_once_is_asked_again_before_that_is_believed():
+    fate = Refusing()
+    glitches = [1]
+
+    def once(frame):
+        if asked(frame)[0] == 100 and glitches:
+            glitches.pop()
+            return [(0.01, framed(frame, b"\x84\x04"))]
+        return fate(frame)
+
+    async def scene(driver, meter, peer):
+        assert (await driver.poll(meter, 0)).status is None
+        assert driver.shown(meter)["unreadable"] == []
+        assert [asked(frame)[0] for frame in peer.requests] == [0, 100, 100]
+
+    play(once, scene)

@@ -244,10 +244,15 @@ class ModbusDriver:
                 for half, (_, _, outcome) in zip(batch, poll.answers[-len(batch) :], strict=True):
                     half.outcome = outcome
             level = [half for half in halves if half.outcome in SPLIT]
-        if poll.brought:
-            unit.refuse([span for search in searches for span in search.verdict(REFUSED)], self._loop.time())
-        else:
+        if not poll.brought:
             unit.search_later(group, self._loop.time())
+            return
+        # What could not be split was refused once only: it is asked again before it is believed.
+        for search in searches:
+            if not search.halves:
+                await self._ask_parts(unit, [search.part], poll)
+                search.outcome = poll.answers[-1][2]
+        unit.refuse([span for search in searches for span in search.verdict(REFUSED)], self._loop.time())
 
     async def _retry(self, unit: Unit, group: int, poll: Poll) -> None:
         """Try once more what was refused long ago: at most one request in a poll."""
