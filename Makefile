@@ -20,7 +20,7 @@ checks: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest -q -n auto --dist worksteal $(PYTEST)
+	$(BIN)/coverage run -m pytest -q -n auto --dist loadfile $(PYTEST)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=90
 

@@ -25,8 +25,6 @@ CUTS = 10_000
 SHARE = float(os.environ.get("ENERGYBID_POWER_SHARE", "0.09"))
 """Of all cuts of a seed's lives, how many are judged."""
 
-pytestmark = pytest.mark.xdist_group("powercut")  # they are counted together, so they run in one process
-
 totals = Found(0, 0, 0, [])
 
 
