@@ -158,6 +158,8 @@ class BusPoller:
         self._idle = asyncio.Lock()
         """Held by the worker that waits for the next poll to come due."""
         self._pushed = asyncio.Event()
+        self._ended: list[asyncio.Future[None]] = []
+        """Who waits for a poll to end."""
 
     def remember(self, counters: Counters) -> None:
         """Know what an earlier run of the agent has logged last."""
@@ -208,6 +210,25 @@ class BusPoller:
                 self._schedule_next(job, now_ns)
                 self._push(job)
             self._recorder.cycle_done()
+            self._tell_ended()
+
+    def slack_s(self) -> float:
+        """How long no poll needs the bus from now on."""
+        return 0.0 if self._probing else max(0.0, self._slack_ns(self._platform.now_ns()) / NS)
+
+    async def poll_ended(self, timeout_s: float) -> None:
+        """Wait until a poll has ended, or so long."""
+        ended = asyncio.get_running_loop().create_future()
+        self._ended.append(ended)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await ended
+
+    def _tell_ended(self) -> None:
+        ended, self._ended = self._ended, []
+        for waits in ended:
+            if not waits.done():
+                waits.set_result(None)
 
     def _push(self, job: _Job) -> None:
         if job.probes and job.group != job.meter.prober:

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from energybid.agent.plan import AgentPlan
 from energybid.core.ports import Platform
-from energybid.drivers.system import open_bus
+from energybid.drivers.system import open_bus, serve_bus
 from energybid.sync import system as sync
 
 locked = sync.locked
@@ -36,6 +36,7 @@ def platform() -> Platform:
         connect_uplink=sync.connect_uplink,
         open_database=sync.open_database,
         notify=sync.notify,
+        serve_bus=serve_bus,
         disk=RealDisk(),
     )
 

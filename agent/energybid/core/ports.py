@@ -337,6 +337,28 @@ class OpenBus(Protocol):
         """
 
 
+class Listener(Protocol):
+    """A port that is listened on."""
+
+    @property
+    def port(self) -> int:
+        """Its number; where 0 was asked for the one that the system chose."""
+
+    def close(self) -> None:
+        """Take no further connections; those that are there stay. Idempotent."""
+
+
+class ServeBus(Protocol):
+    """Listens on a TCP port."""
+
+    def __call__(self, host: str, port: int, protocol: Callable[[], asyncio.Protocol], /) -> Awaitable[Listener]:
+        """Give each connection a ``protocol()``, as ``loop.create_server`` does.
+
+        Raises:
+            BusDownError: The port can not be had.
+        """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Platform:
     """Clock, entropy, chance, threads, buses, uplinks and the disk."""
@@ -358,5 +380,7 @@ class Platform:
     """Path → database, created if it is not there."""
     notify: Callable[[str], None]
     """Tell the service manager (sd_notify(3)); does nothing where there is none."""
+    serve_bus: ServeBus | None = None
+    """None: nothing is listened on."""
     disk: Disk | None = None
     """Files beside the journal; None: there is no ballast, and a damaged journal stops the agent."""

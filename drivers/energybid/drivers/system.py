@@ -103,6 +103,42 @@ def _tune(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MAX_MS)
 
 
+# ---------------------------------------------------------------- listening
+
+LISTEN_BACKLOG = 16
+"""Connections that wait to be taken; also how many are taken before anything else has its turn again."""
+
+
+class Listening:
+    """A port that is listened on. Implements ``Listener``."""
+
+    def __init__(self, server: asyncio.Server) -> None:
+        """Of a server that listens."""
+        self._server = server
+
+    @property
+    def port(self) -> int:
+        """Its number."""
+        return int(self._server.sockets[0].getsockname()[1])
+
+    def close(self) -> None:
+        """Take no further connections."""
+        self._server.close()
+
+
+async def serve_bus(host: str, port: int, protocol: ProtocolFactory, /) -> Listening:
+    """Listen for masters. Implements ``ServeBus``.
+
+    Raises:
+        BusDownError: The port can not be had.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        return Listening(await loop.create_server(protocol, host, port, backlog=LISTEN_BACKLOG))
+    except OSError as error:
+        raise BusDownError(f"can not listen on {host} port {port}: {error.strerror or error}") from None
+
+
 # ---------------------------------------------------------------- UDP
 
 

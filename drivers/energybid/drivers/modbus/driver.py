@@ -13,9 +13,11 @@ from energybid.core.errors import GarbledError, MeterError, NoReplyError, Refuse
 from energybid.core.ports import SerialEndpoint
 from energybid.drivers.modbus.ascii import AsciiLink
 from energybid.drivers.modbus.exchange import Asked, Exchange, Failure, Outcome, WriteAsked
-from energybid.drivers.modbus.learned import Patience
+from energybid.drivers.modbus.framing import EXCEPTION_FLAG
+from energybid.drivers.modbus.learned import QUANTILE, Patience
 from energybid.drivers.modbus.map import HOLDING, Request, Writable
 from energybid.drivers.modbus.mbap import MbapLink
+from energybid.drivers.modbus.relay import RelayAsked
 from energybid.drivers.modbus.rtu import RtuLink
 from energybid.drivers.modbus.rtu_tcp import RtuTcpLink
 from energybid.drivers.modbus.split import Part, Search, trial
@@ -24,7 +26,7 @@ from energybid.drivers.modbus.unit import REFUSED, SPLIT, Poll, Unit, heard, pla
 from energybid.drivers.target import ASCII, RTU, RTU_TCP, TCP, UDP
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from energybid.core.ports import BusPlan, Driver, MeterPlan, Platform, Sample
     from energybid.drivers.modbus.link import Link
@@ -35,6 +37,9 @@ BUSY = frozenset({5, 6})
 UNREACHED = frozenset({10, 11})
 """A gateway has no path, or its target did not respond: the meter itself has not answered."""
 BUSY_PAUSE_S = 0.1
+READS = frozenset({1, 2, 3, 4})
+RELAY_FADES = 0.9
+"""So much of a unit's longest delay counts at its next answer."""
 SERIAL_CONCURRENCY = 4
 """Polls at once on a line: one speaks, the others wait for their turn, or for a late reply to pass."""
 SEARCH_AT_ONCE = 2
@@ -80,6 +85,9 @@ class ModbusDriver:
         self._loop = asyncio.get_running_loop()
         alone = plan.kind not in MATCHED and len(plan.meters) == 1
         self._units = {meter.name: Unit(meter, _patience(plan, meter), alone=alone) for meter in plan.meters}
+        self._by_address = {unit.plan.unit: unit for unit in self._units.values()}
+        self._relay_delays: dict[int, float] = {}
+        """Unit → the longest that it took to answer other masters lately; none where it was silent."""
         self.concurrency = max(1, plan.in_flight) if plan.kind in MATCHED else SERIAL_CONCURRENCY
         """How many polls may be under way at once."""
 
@@ -139,6 +147,55 @@ class ModbusDriver:
         if isinstance(outcome, bytes):
             return outcome
         raise self._error(unit, [(asked, outcome)])
+
+    # ------------------------------------------------------------ on behalf of other masters
+
+    async def relay(self, unit: int, pdu: bytes, timeout_s: float) -> bytes:
+        """Ask any unit once, for somebody else; nothing is learned of it for the polls.
+
+        Args:
+            unit: Address on the bus.
+            pdu: A request that ``proxy.rules.wanted`` has found whole.
+            timeout_s: How long a unit may take that is none of the plan's meters.
+
+        Returns:
+            The PDU of the answer or exception.
+
+        Raises:
+            BusDownError: The bus can not be opened or was lost.
+            NoReplyError: Nothing came.
+            GarbledError: What came was not the answer.
+        """
+        asked, meter = RelayAsked(unit, pdu), self._by_address.get(unit)
+        late_s = gap_s = 0.0
+        if meter is not None:
+            ceiling_s = meter.patience.ceiling_s
+            timeout_s = meter.patience.timeout_s if pdu[0] in READS else ceiling_s
+            late_s, gap_s = ceiling_s - timeout_s, meter.turnaround.extra_s
+        exchange = await self._link.run([asked], timeout_s, late_s=late_s, gap_s=gap_s)
+        outcome = exchange.outcomes[0]
+        if isinstance(outcome, bytes):
+            self._relay_delays[unit] = max(exchange.delay_s, RELAY_FADES * self._relay_delays.get(unit, 0.0))
+            return outcome
+        if outcome > 0:
+            return bytes((pdu[0] | EXCEPTION_FLAG, outcome))
+        self._relay_delays.pop(unit, None)
+        place = f"{self._bus} ({asked})"
+        if outcome == Failure.GARBLED:
+            raise GarbledError(f"{place}: what came was not the answer")
+        raise NoReplyError(f"{place}: nothing came")
+
+    def relay_s(self, unit: int, pdu: bytes, timeout_s: float) -> float:
+        """How long ``relay`` will need the bus: as the unit has answered so far, or until it is given up."""
+        meter = self._by_address.get(unit)
+        delay_s = self._relay_delays.get(unit, meter.patience.timeout_s if meter else timeout_s)
+        if meter is not None and pdu[0] in READS:
+            delay_s = max(delay_s, meter.patience.delays.quantile(QUANTILE))
+        return delay_s + self._link.on_line_s(RelayAsked(unit, pdu))
+
+    def overhear(self, tap: Callable[[Exchange], None] | None) -> None:
+        """Have every exchange on the bus told to ``tap`` when it is over."""
+        self._link.tap = tap
 
     def learned(self, meter: MeterPlan) -> dict[str, Any]:
         """What was learned of a meter; see ``Driver.learned``."""

@@ -15,7 +15,7 @@ from energybid.core.ports import SerialEndpoint
 from energybid.drivers.modbus.exchange import Exchange, Failure, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from energybid.core.ports import BusPlan, Platform
     from energybid.drivers.modbus.exchange import Asked
@@ -58,6 +58,8 @@ class Link(asyncio.Protocol, ABC):
         self._pending: list[Exchange] = []
         self._timer: asyncio.TimerHandle | None = None
         self._pump_due = False
+        self.tap: Callable[[Exchange], None] | None = None
+        """Told of every exchange when it is over, also when its owner has given it up."""
         self.ignored = 0
         """Frames (TCP) or bytes (serial) that answered nothing: late, duplicate or foreign."""
 
@@ -97,6 +99,9 @@ class Link(asyncio.Protocol, ABC):
             if exchange in self._pending:
                 self._pending.remove(exchange)
             raise
+        finally:
+            if self.tap is not None:
+                self.tap(exchange)
         if Failure.BUS_DOWN in exchange.outcomes:
             raise BusDownError(self._why)
         return exchange
@@ -111,6 +116,10 @@ class Link(asyncio.Protocol, ABC):
         self._pump_due = False
         if self._transport is not None:
             self._pump(self._transport)
+
+    def on_line_s(self, _asked: Asked) -> float:
+        """Seconds that a request, its reply and the rest around them take by themselves; 0 on a network."""
+        return 0.0
 
     @abstractmethod
     def _pump(self, transport: asyncio.Transport) -> None:

@@ -107,6 +107,7 @@ class MbapLink(Link):
         """Match replies to requests."""
         now, wall_ns = self._loop.time(), self._platform.now_ns()
         self._heard_at = now
+        self._silences = 0
         self._free_at = now + self._plan.pause_s
         for frame in self._framer.feed(data):
             if isinstance(frame, Garbled):

@@ -104,6 +104,14 @@ class RtuLink(Link):
         """The request's bytes, and the length of its reply on the line."""
         return asked.rtu, asked.rtu_reply_size
 
+    def on_line_s(self, asked: Asked) -> float:
+        """See ``Link``; the rest after a reply that may come twice is counted in."""
+        frame, reply_size = self.encoded(asked)
+        return (len(frame) + reply_size) * self._character_s + 2 * self._silence_s + self._again_s()
+
+    def _again_s(self) -> float:
+        return max(REPEAT_S, REPEAT_CHARACTERS * self._character_s)
+
     def _repeated_at(self, asked: Asked) -> float:
         """When a reply that looks like this one's has shown again, had it been sent twice."""
         alike = (asked.unit, asked.function, asked.size), (asked.unit, asked.function, 0)
@@ -112,7 +120,7 @@ class RtuLink(Link):
     def _note(self, asked: Asked, outcome: Outcome, now: float) -> None:
         """Note what the reply looked like that has just come."""
         self._last = asked.unit, asked.function, asked.size if isinstance(outcome, bytes) else 0
-        self._last_again_at = now + max(REPEAT_S, REPEAT_CHARACTERS * self._character_s)
+        self._last_again_at = now + self._again_s()
 
     @staticmethod
     def _of_the_poll(asked: Asked, wanted: Asked, outcome: Outcome) -> Outcome:
