@@ -6,7 +6,7 @@ fault is reported at once.
 
 import importlib.metadata
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from energybid.agent.budget import DEFAULT, LEAST
 from energybid.agent.buses import AnyBusModel, AsciiBusModel, BusModel, MeterModel, Name, RtuBusModel
 from energybid.agent.plan import AgentPlan, JournalPlan, StatusPlan, UplinkPlan
+from energybid.agent.proxies import ProxyModel
 from energybid.core.cose import PrivateKey, PublicKey
 from energybid.core.errors import ConfigurationError
 from energybid.core.ports import BusPlan, Endpoint, MeterPlan, TcpEndpoint, Will
@@ -102,6 +103,7 @@ class GatewayFile(Settings):
     status: StatusModel = StatusModel()
     logs: LogsModel = LogsModel()
     bus: list[BusModel] = Field(min_length=1, max_length=64)
+    proxy: list[ProxyModel] = Field(default_factory=list, max_length=16)
 
     @model_validator(mode="after")
     def _unique(self) -> "GatewayFile":
@@ -109,17 +111,31 @@ class GatewayFile(Settings):
         for what, names in (
             ("bus names", [bus.name for bus in self.bus]),
             ("meter names", [meter.name for bus in self.bus for meter in bus.meter]),
-            ("devices", [bus.device for bus in self.bus if isinstance(bus, RtuBusModel | AsciiBusModel)]),
+            (
+                "devices",
+                [bus.device for bus in self.bus if isinstance(bus, RtuBusModel | AsciiBusModel)]
+                + [proxy.device for proxy in self.proxy if proxy.device],
+            ),
+            ("ports of proxies", [f"{proxy.bind}:{proxy.port}" for proxy in self.proxy if proxy.port]),
             *((f"units on bus {bus.name}", [str(meter.unit) for meter in bus.meter]) for bus in self.bus),
         ):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 faults.append(f"{what} must be unique: {', '.join(twice)} stands more than once")
+        faults += self._proxy_faults()
         if self.uplink and not self.keys.headend:
             faults.append("keys.headend is missing: the head-end's public key is needed with [uplink]")
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _proxy_faults(self) -> list[str]:
+        kinds = {bus.name: bus.kind for bus in self.bus}
+        return [
+            f"proxy[{number}].bus: {proxy.bus!r} is no Modbus bus of this file"
+            for number, proxy in enumerate(self.proxy)
+            if not kinds.get(proxy.bus, "").startswith("modbus-")
+        ]
 
 
 class _Faults:
@@ -148,12 +164,33 @@ def load_plan(path: Path) -> AgentPlan:
     Raises:
         ConfigurationError: Every fault in it.
     """
+    return _planner(path).plan()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cabinet:
+    """What gateway.toml says of the buses, for commands that talk to meters without being the agent."""
+
+    buses: tuple[BusPlan, ...]
+    profiles: dict[str, LoadedProfile]
+    """By the meter's name."""
+
+
+def load_cabinet(path: Path) -> Cabinet:
+    """Read the buses of gateway.toml; keys need not be there.
+
+    Raises:
+        ConfigurationError: Every fault in the file, its buses and their profiles.
+    """
+    return _planner(path).cabinet()
+
+
+def _planner(path: Path) -> "_Planner":
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ConfigurationError([f"{path}: {error.strerror}: write one as the README shows"]) from None
-    file = parse_toml(str(path), data, GatewayFile)
-    return _Planner(path, data, file).plan()
+    return _Planner(path, data, parse_toml(str(path), data, GatewayFile))
 
 
 class _Planner:
@@ -162,6 +199,13 @@ class _Planner:
         self._file = file
         self._faults = _Faults(str(path))
         self._digest = sha256(data)
+        self._profiles: dict[str, LoadedProfile] = {}
+
+    def cabinet(self) -> Cabinet:
+        buses = tuple(self._bus(number, bus) for number, bus in enumerate(self._file.bus))
+        if self._faults.lines:
+            raise ConfigurationError(self._faults.lines)
+        return Cabinet(buses=buses, profiles=self._profiles)
 
     def plan(self) -> AgentPlan:
         file = self._file
@@ -194,6 +238,7 @@ class _Planner:
             buses=buses,
             drivers={bus.kind: drivers[bus.kind] for bus in buses},
             json_logs=file.logs.format == "json",
+            proxies=tuple(proxy.plan() for proxy in file.proxy),
         )
 
     def _pem(self, name: str, check: Callable[[bytes], object]) -> bytes:
@@ -240,6 +285,7 @@ class _Planner:
         if loaded is None:
             return None
         self._digest.update(loaded.sha256)
+        self._profiles[meter.name] = loaded
         cost = _cost(bus.kind, bus.endpoint(), loaded)
         return self._faults.attempt(key, lambda: meter_plan(meter, loaded, cost), between=".")
 

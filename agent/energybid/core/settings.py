@@ -34,6 +34,15 @@ def _duration(value: Any) -> float:  # noqa: ANN401
     return float(match[1]) * _SECONDS[match[2]]
 
 
+def parse_duration(text: str) -> float:
+    """Seconds of a duration such as "5 s" or "250 ms".
+
+    Raises:
+        ValueError: It is none.
+    """
+    return _duration(text)
+
+
 def _size(value: Any) -> int:  # noqa: ANN401
     match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if not match:

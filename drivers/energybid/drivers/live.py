@@ -90,10 +90,10 @@ def _texts(loaded: LoadedProfile, polled: Iterable[tuple[PollGroup, Sample]]) ->
 
 
 def value_text(mantissa: int | None, quantity: Quantity) -> str:
-    """A value as a display shows it, with its unit; energy in kWh."""
+    """A value as a display shows it, with its unit; energy in kWh, kvarh and kVAh."""
     if mantissa is None:
         return "not available"
     value, unit = Decimal(mantissa).scaleb(quantity.exponent), quantity.unit
-    if unit.endswith("Wh"):
+    if unit.endswith("h"):
         value, unit = value.scaleb(-3), f"k{unit}"
-    return f"{value:f} {unit}"
+    return f"{value:f}" if unit == "1" else f"{value:f} {unit}"

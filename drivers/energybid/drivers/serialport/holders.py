@@ -16,6 +16,11 @@ _CURES = {
     "brltty": "it takes some adapters for Braille displays: remove it (apt remove brltty)",
 }
 """Programs that take ports of themselves → what to do."""
+_AGENT = "energybid.agent.process"
+_AGENT_CURE = (
+    "energybid status shows what it reads; to use the port yourself stop it (systemctl stop energybid) and start it "
+    "again afterwards"
+)
 _COMMAND_MAX = 80
 
 
@@ -86,5 +91,7 @@ def in_use(path: str, found: list[Holder], own_pid: int) -> str:
         return "in use by a process of another user: look with sudo fuser -v " + path
     if any(holder.pid == own_pid for holder in found):
         return f"in use by this program, process {own_pid}: do two buses name the same port?"
+    if any(_AGENT in holder.command for holder in found):
+        return f"in use by the agent, {', '.join(map(str, found))}: {_AGENT_CURE}"
     cure = next((_CURES[h.program] for h in found if h.program in _CURES), "stop it, or give it another port")
     return f"in use by {', '.join(map(str, found))}: {cure.format(name=Path(path).name)}"
