@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import apsw
 import pytest
 from energybid.agent import quarantine
 from energybid.agent.journal import MIGRATIONS, Acknowledged, Commit, Contradiction, Journal, Succession, walk
-from energybid.agent.opening import open_recorder
+from energybid.agent.opening import open_journal, open_recorder
 from energybid.agent.quarantine import QUARANTINES_MAX, quarantines, rescue
 from energybid.agent.system import RealDisk
 from energybid.core.entries import Epoch, Reading, Start
@@ -421,3 +422,40 @@ def test_a_replacement_that_is_interrupted_is_made_again(tmp_path, monkeypatch, 
     assert "quarantine-1" in succession.reason
     journal.close()
     assert {file.name for file in tmp_path.iterdir()} == {"j", "j.quarantine-1"}
+
+
+class _FullAtClose:
+    """A database on a disk that is full by the time it is closed: the write-ahead log can not be folded in."""
+
+    def __init__(self, connection):
+        self._connection = connection
+        self.closed = False
+
+    def __getattr__(self, name):
+        return getattr(self._connection, name)
+
+    def close(self, *, force=False):
+        self._connection.close(force)
+        self.closed = True
+        raise apsw.FullError("no space left on device")
+
+
+@pytest.mark.parametrize("damage", [b"not a database at all" * 500, None])
+def test_a_disk_that_is_full_when_a_damaged_journal_is_closed_does_not_hide_the_damage(tmp_path, damage):
+    """Found by a simulated world: the error of closing came in place of the one that says what to do."""
+    path = tmp_path / "journal.db"
+    write(path, commits=20, acknowledged=5)
+    if damage:
+        path.write_bytes(damage)
+    else:
+        flip(path, page_of(path, 20), 40)
+    opened = []
+
+    def open_database(name):
+        opened.append(_FullAtClose(apsw.Connection(name)))
+        return opened[-1]
+
+    platform = replace(virtual_platform(VirtualClock()), open_database=open_database)
+    with pytest.raises(JournalDamagedError):
+        open_journal(platform, str(path), "t/g", 1 << 20, None, replace=False)
+    assert [database.closed for database in opened] == [True]

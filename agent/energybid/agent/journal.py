@@ -255,7 +255,7 @@ class Journal:
         """Open it, make it or bring it up to date.
 
         Args:
-            database: The open database; the journal closes it.
+            database: The open database; the journal closes it, at once if it can not be used.
             path: Its name, for messages.
             check: Rebuild the head; without it, segments can be read and nothing can be committed or brought up to
                 date (the database may be read-only).
@@ -274,9 +274,13 @@ class Journal:
         self._memory = columns.Memory()
         self._fold = fold
         self._tail: _Tail | None = None
-        with self._reported():
-            self._prepare(wal_pages, migrate=check)
-            self._head = self._read_head() if check else None
+        try:
+            with self._reported():
+                self._prepare(wal_pages, migrate=check)
+                self._head = self._read_head() if check else None
+        except BaseException:
+            self.close()
+            raise
 
     def _prepare(self, wal_pages: int, *, migrate: bool) -> None:
         run = self._database.execute

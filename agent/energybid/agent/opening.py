@@ -72,15 +72,14 @@ def _open_or_replace(
 
 
 def _open(platform: Platform, path: str, origin: str, budget: int) -> Journal:
-    database = platform.open_database(path)
+    journal = Journal(platform.open_database(path), path, wal_pages=Budget(budget).wal_pages, fold=True)
     try:
-        journal = Journal(database, path, wal_pages=Budget(budget).wal_pages, fold=True)
         journal.check()
         _may_sign(journal)
         if journal.head is None or journal.head.epoch.origin != origin:
             _begin(platform, journal, origin)
     except BaseException:
-        database.close()
+        journal.close()
         raise
     return journal
 
