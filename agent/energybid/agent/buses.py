@@ -177,7 +177,12 @@ def _switch(value: Any) -> Any:  # noqa: ANN401  what stands in a file
     return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
 
-def _device(value: str) -> str:
+def device_name(value: str) -> str:
+    """The name of a serial port, as it is.
+
+    Raises:
+        ValueError: It can be none.
+    """
     fault = device_fault(value)
     if fault:
         raise ValueError(fault)
@@ -186,7 +191,7 @@ def _device(value: str) -> str:
 
 class _SerialBusModel(_BusModel):
     serial: ClassVar[bool] = True
-    device: Annotated[str, AfterValidator(_device)] = Field(min_length=1, max_length=4096)
+    device: Annotated[str, AfterValidator(device_name)] = Field(min_length=1, max_length=4096)
     """The serial port: best its name under /dev/serial/by-id/, or `usb:` and the adapter's USB serial number."""
     baudrate: int = Field(9600, ge=300, le=1_000_000)
     stop_bits: Literal[1, 2] = 1

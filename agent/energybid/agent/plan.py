@@ -7,6 +7,7 @@ checking code (docs/decisions/005).
 from dataclasses import dataclass
 
 from energybid.core.ports import BusPlan, UplinkSettings
+from energybid.drivers.modbus.proxy.plan import ProxyPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,7 @@ class AgentPlan:
     drivers: dict[str, str]
     """Kind of bus → ``module:function`` that opens its driver."""
     json_logs: bool
+    proxies: tuple[ProxyPlan, ...] = ()
 
     @property
     def origin(self) -> str:

@@ -14,12 +14,16 @@ import itertools
 import logging
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from energybid.agent.judgement import Counters, Judge
 from energybid.agent.recorder import Recorder
 from energybid.core.entries import Declaration, Gap, GapReason
 from energybid.core.errors import BusDownError, GarbledError, MeterError, NoReplyError, RefusedError
 from energybid.core.ports import BusPlan, Driver, MeterPlan, Platform, Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 logger = logging.getLogger("energybid.agent")
 
@@ -158,8 +162,8 @@ class BusPoller:
         self._idle = asyncio.Lock()
         """Held by the worker that waits for the next poll to come due."""
         self._pushed = asyncio.Event()
-        self._ended: list[asyncio.Future[None]] = []
-        """Who waits for a poll to end."""
+        self.on_poll_end: Callable[[], None] = lambda: None
+        """Called whenever a poll or probe is over."""
 
     def remember(self, counters: Counters) -> None:
         """Know what an earlier run of the agent has logged last."""
@@ -210,25 +214,11 @@ class BusPoller:
                 self._schedule_next(job, now_ns)
                 self._push(job)
             self._recorder.cycle_done()
-            self._tell_ended()
+            self.on_poll_end()
 
     def slack_s(self) -> float:
         """How long no poll needs the bus from now on."""
         return 0.0 if self._probing else max(0.0, self._slack_ns(self._platform.now_ns()) / NS)
-
-    async def poll_ended(self, timeout_s: float) -> None:
-        """Wait until a poll has ended, or so long."""
-        ended = asyncio.get_running_loop().create_future()
-        self._ended.append(ended)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await ended
-
-    def _tell_ended(self) -> None:
-        ended, self._ended = self._ended, []
-        for waits in ended:
-            if not waits.done():
-                waits.set_result(None)
 
     def _push(self, job: _Job) -> None:
         if job.probes and job.group != job.meter.prober:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from energybid.agent.plan import AgentPlan
     from energybid.agent.recorder import Recorder
+    from energybid.agent.sharing import Proxy
     from energybid.core.entries import Gap
     from energybid.core.ports import BusPlan, Driver, Platform
 
@@ -52,6 +53,15 @@ def open_driver(platform: Platform, plan: AgentPlan, bus: BusPlan) -> Driver:
     return opener(platform, bus)
 
 
+def make_proxies(platform: Platform, plan: AgentPlan, pollers: list[BusPoller]) -> list[Proxy]:
+    """The proxies of a plan; what makes them is imported only where there are any."""
+    if not plan.proxies:
+        return []
+    sharing = importlib.import_module("energybid.agent.sharing")
+    proxies: list[Proxy] = sharing.make_proxies(platform, plan.proxies, pollers)
+    return proxies
+
+
 class Agent:
     """The parts of one agent and their order of start and stop."""
 
@@ -63,6 +73,7 @@ class Agent:
         self._plan = plan
         self._recorder = recorder
         self._pollers = [BusPoller(platform, recorder, open_driver(platform, plan, bus), bus) for bus in plan.buses]
+        self._proxies = make_proxies(platform, plan, self._pollers)
         self._memory = Memory(platform, recorder.journal, self._pollers)
         self._uploader: Uploader | None = None
         if plan.uplink:
@@ -99,6 +110,7 @@ class Agent:
                 polls = [tasks.create_task(poller.run()) for poller in self._pollers]
                 others = [tasks.create_task(recorder.run()), tasks.create_task(self._watchdog())]
                 others.append(tasks.create_task(self._memory.run()))
+                polls += [tasks.create_task(proxy.run()) for proxy in self._proxies]
                 if self._uploader:
                     others.append(tasks.create_task(self._uploader.run()))
                 if self._plan.status.path:
@@ -140,7 +152,8 @@ class Agent:
 
     async def _write_status(self, path: str) -> None:
         def status() -> dict[str, object]:
-            return agent_status(self._platform, self._plan, self._recorder, self._pollers, self._uploader)
+            found = agent_status(self._platform, self._plan, self._recorder, self._pollers, self._uploader)
+            return found | {"proxies": [proxy.status() for proxy in self._proxies]}
 
         await write_status(self._plan.status.interval_s, status, lambda data: system.replace_file(path, data))
 

@@ -1,13 +1,14 @@
 """Sharing buses: when others than polls may have a bus, and the proxies through which other masters do.
 
-Polls go first. A request of another master gets the time that they leave, if it fits in; one that does not is made all
-the same after ``PATIENCE_S``, but such requests get no more than the proxy's share of the bus's time.
+Polls go first. A request of another master gets the time that they leave, if it fits in; one that waits in vain is made
+all the same after a while, but such requests get no more than the proxy's share of the bus's time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import TYPE_CHECKING, Any, cast
 
 from energybid.core.errors import BusDownError
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("energybid.agent")
 
-PATIENCE_S = 0.3
-"""How long a request waits for time that polls leave."""
 OPEN_AGAIN_S = 5.0
 """A port that can not be had is tried again after so long."""
 
@@ -37,27 +36,14 @@ class Slack:
 
     def __init__(self, poller: BusPoller, share: float) -> None:
         """Give what ``poller`` leaves, and ``share`` of the time beside."""
-        self._poller = poller
+        self.slack_s = poller.slack_s
+        self.owed_at = -math.inf
         self._share = share
         self._loop = asyncio.get_running_loop()
-        self._owed_at = 0.0
-        """When a request may be made that does not fit."""
-        self._squeezed = False
-
-    async def turn(self, takes_s: float) -> None:
-        """Wait until ``takes_s`` seconds are left before the next poll, or are owed."""
-        patient_until = self._loop.time() + PATIENCE_S
-        while True:
-            self._squeezed = self._poller.slack_s() < takes_s
-            left_s = max(self._owed_at, patient_until) - self._loop.time()
-            if not self._squeezed or left_s <= 0:
-                return
-            await self._poller.poll_ended(left_s)
 
     def took(self, took_s: float) -> None:
-        """It was used for so many; where polls had to wait for it, the next such request waits in its turn."""
-        if self._squeezed:
-            self._owed_at = self._loop.time() + took_s / self._share
+        """Polls had to wait so long: they do not again before that is no more than the share."""
+        self.owed_at = self._loop.time() + took_s / self._share
 
 
 class Proxy:
@@ -147,13 +133,18 @@ def make_proxies(platform: Platform, plans: Iterable[ProxyPlan], pollers: Iterab
     proxies = [Proxy(platform, plan, by_name[plan.bus]) for plan in plans]
     for name in {proxy.plan.bus for proxy in proxies}:
         desks = [proxy.desk for proxy in proxies if proxy.plan.bus == name]
-        cast("ModbusDriver", by_name[name].driver).overhear(_to_all(desks))
+        _connect(by_name[name], desks)
     return proxies
 
 
-def _to_all(desks: list[Desk]) -> Any:  # noqa: ANN401
-    def tell(exchange: Exchange) -> None:
+def _connect(poller: BusPoller, desks: list[Desk]) -> None:
+    def overheard(exchange: Exchange) -> None:
         for desk in desks:
             desk.overheard(exchange)
 
-    return tell
+    def look() -> None:
+        for desk in desks:
+            desk.look()
+
+    cast("ModbusDriver", poller.driver).overhear(overheard)
+    poller.on_poll_end = look

@@ -73,6 +73,15 @@ def _learned(learned: dict[str, Any]) -> list[str]:
     return lines + ([f"    can not be read: {', '.join(refused)}"] if refused else [])
 
 
+def _proxy(proxy: dict[str, Any]) -> list[str]:
+    """Who shares a bus through a proxy, and what became of the requests."""
+    refused = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in proxy["refused"].items())
+    facts = f"{proxy['requests']} requests: {proxy['cached']} from what was read, {proxy['asked']} asked"
+    lines = [f"  proxy {proxy['place']} for {proxy['bus']}: {proxy['error'] or facts}"]
+    lines += [f"    {refused}"] if refused else []
+    return lines + [f"    master {client['name']}: {client['requests']} requests" for client in proxy["clients"]]
+
+
 def _span(seconds: int) -> str:
     return f"{seconds / 3600:.0f} h" if seconds >= 2 * 3600 else f"{seconds / 60:.0f} min"
 
@@ -92,4 +101,6 @@ def render(status: dict[str, Any]) -> str:
         place = f"  {m['name']:20} {m['bus']:12} unit {m['unit']:3}"
         lines.append(f"{place}  {m['state']:8} {_time(m['time_ms'])}  {m['error']}".rstrip())
         lines += _learned(m.get("learned", {}))
+    for proxy in status.get("proxies", ()):
+        lines += _proxy(proxy)
     return "\n".join(lines) + "\n"

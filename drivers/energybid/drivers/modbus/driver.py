@@ -87,7 +87,7 @@ class ModbusDriver:
         self._units = {meter.name: Unit(meter, _patience(plan, meter), alone=alone) for meter in plan.meters}
         self._by_address = {unit.plan.unit: unit for unit in self._units.values()}
         self._relay_delays: dict[int, float] = {}
-        """Unit → the longest that it took to answer other masters lately; none where it was silent."""
+        """Unit → the longest that it took to answer other masters lately, or was waited for in vain."""
         self.concurrency = max(1, plan.in_flight) if plan.kind in MATCHED else SERIAL_CONCURRENCY
         """How many polls may be under way at once."""
 
@@ -151,7 +151,7 @@ class ModbusDriver:
     # ------------------------------------------------------------ on behalf of other masters
 
     async def relay(self, unit: int, pdu: bytes, timeout_s: float) -> bytes:
-        """Ask any unit once, for somebody else; nothing is learned of it for the polls.
+        """Ask any unit once, for somebody else, who has been given the bus; nothing is learned of it for the polls.
 
         Args:
             unit: Address on the bus.
@@ -172,14 +172,14 @@ class ModbusDriver:
             ceiling_s = meter.patience.ceiling_s
             timeout_s = meter.patience.timeout_s if pdu[0] in READS else ceiling_s
             late_s, gap_s = ceiling_s - timeout_s, meter.turnaround.extra_s
-        exchange = await self._link.run([asked], timeout_s, late_s=late_s, gap_s=gap_s)
+        exchange = await self._link.run([asked], timeout_s, late_s=late_s, gap_s=gap_s, urgent=True)
         outcome = exchange.outcomes[0]
         if isinstance(outcome, bytes):
             self._relay_delays[unit] = max(exchange.delay_s, RELAY_FADES * self._relay_delays.get(unit, 0.0))
             return outcome
         if outcome > 0:
             return bytes((pdu[0] | EXCEPTION_FLAG, outcome))
-        self._relay_delays.pop(unit, None)
+        self._relay_delays[unit] = timeout_s
         place = f"{self._bus} ({asked})"
         if outcome == Failure.GARBLED:
             raise GarbledError(f"{place}: what came was not the answer")
@@ -187,10 +187,11 @@ class ModbusDriver:
 
     def relay_s(self, unit: int, pdu: bytes, timeout_s: float) -> float:
         """How long ``relay`` will need the bus: as the unit has answered so far, or until it is given up."""
+        delay_s = self._relay_delays.get(unit, 0.0)
         meter = self._by_address.get(unit)
-        delay_s = self._relay_delays.get(unit, meter.patience.timeout_s if meter else timeout_s)
         if meter is not None and pdu[0] in READS:
             delay_s = max(delay_s, meter.patience.delays.quantile(QUANTILE))
+        delay_s = delay_s or timeout_s
         return delay_s + self._link.on_line_s(RelayAsked(unit, pdu))
 
     def overhear(self, tap: Callable[[Exchange], None] | None) -> None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 PER_CLIENT = 4
 """Most requests of one master that wait."""
+PATIENCE = 0.6
+"""Part of its time that a request waits for what polls leave, before it makes them wait."""
 SILENCE_S = 3.0
 """Time that a unit may waste by silence at once; it comes back as the proxy's share of time passes."""
 
@@ -48,13 +50,17 @@ class Relay(Protocol):
 
 
 class Turns(Protocol):
-    """What gives the bus to others than polls."""
+    """What gives the bus to others than polls; whoever it is calls ``Desk.look`` when there is more to give."""
 
-    async def turn(self, takes_s: float) -> None:
-        """Wait until there are so many seconds to give."""
+    def slack_s(self) -> float:
+        """How long nothing else needs the bus."""
+
+    @property
+    def owed_at(self) -> float:
+        """Loop time from which on a request may be made that polls have to wait for."""
 
     def took(self, took_s: float) -> None:
-        """It was used for so many."""
+        """Polls had to wait so long."""
 
 
 @dataclass(eq=False, slots=True)
@@ -67,6 +73,7 @@ class Client:
     filled_at: float
     requests: int = 0
     waiting: deque[Waiting] = field(default_factory=deque)
+    """Its requests that wait for the bus, in their order."""
 
 
 @dataclass(eq=False, slots=True)
@@ -77,6 +84,8 @@ class Waiting:
     unit: int
     pdu: bytes
     wish: Wanted
+    since_s: float
+    """Loop time at which it came."""
     answer: Callable[[bytes], None] | None
     """Takes the reply's PDU; None once it is answered or nobody waits for it any more."""
     asked: bool = False
@@ -190,7 +199,7 @@ class Desk:
         elif self._length >= self.plan.queue or len(client.waiting) >= PER_CLIENT:
             self._refuse(pdu, BUSY, "queue_full", answer)
         else:
-            self._wait(Waiting(client, unit, pdu, wish, answer))
+            self._wait(Waiting(client, unit, pdu, wish, self._loop.time(), answer))
         return True
 
     def _may_ask(self, client: Client) -> bool:
@@ -232,57 +241,101 @@ class Desk:
         with suppress(ValueError):
             self._queue.remove(client)
 
-    def _next(self) -> Waiting | None:
-        """The next request whose master still waits: one of each master in turn."""
-        while self._queue:
-            client = self._queue.popleft()
-            waiting = client.waiting.popleft()
-            self._length -= 1
-            if client.waiting:
-                self._queue.append(client)
-            if waiting.answer is not None:
+    def _first(self, client: Client) -> Waiting | None:
+        """A master's first request that must still be asked; others are answered or forgotten here."""
+        while client.waiting:
+            waiting = client.waiting[0]
+            if waiting.answer is not None and not self._answered(waiting):
                 return waiting
-        self._some.clear()
+            self._pop(client)
+        self._queue.remove(client)
         return None
 
+    def _pop(self, client: Client) -> Waiting:
+        self._length -= 1
+        return client.waiting.popleft()
+
     def _answered(self, waiting: Waiting) -> bool:
-        """Whether nothing need be asked any more."""
-        if waiting.answer is not None and (reply := self._known(waiting.unit, waiting.wish)) is not None:
+        """Whether a request could be answered without asking."""
+        if (reply := self._known(waiting.unit, waiting.wish)) is not None:
             self.counts["cached"] += 1
-            waiting.settle(reply)
-        return waiting.answer is None
+        elif self._wasteful(waiting.unit):
+            self.counts["silent_unit"] += 1
+            reply = refusal(waiting.pdu, NO_REPLY)
+        else:
+            return False
+        waiting.settle(reply)
+        return True
 
     # ------------------------------------------------------------ asking
+
+    def look(self) -> None:
+        """There may be something to ask, or time to ask it."""
+        self._some.set()
 
     async def run(self) -> None:
         """Ask what waits, one after another, until cancelled."""
         while True:
-            await self._some.wait()
-            waiting = self._current = self._next()
-            if waiting is None or self._answered(waiting):
+            self._some.clear()
+            waiting, squeezed, left_s = self._pick()
+            if waiting is not None:
+                self._current = waiting
+                await self._ask(waiting, squeezed=squeezed)
                 continue
-            if self._wasteful(waiting.unit):
-                self.counts["silent_unit"] += 1
-                waiting.settle(refusal(waiting.pdu, NO_REPLY))
-                continue
-            await self._turns.turn(self._relay.relay_s(waiting.unit, waiting.pdu, self.plan.timeout_s))
-            if not self._answered(waiting):
-                await self._ask(waiting)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._some.wait()
 
-    async def _ask(self, waiting: Waiting) -> None:
+    def _pick(self) -> tuple[Waiting | None, bool, float | None]:
+        """What is to be asked now, and whether polls have to wait for it; or when to look again, seconds.
+
+        One request of each master in turn: the first that fits into what polls leave, or else the one that waits
+        longest, if it has waited long enough and masters are owed time.
+        """
+        now, slack_s, owed_at = self._loop.time(), self._turns.slack_s(), self._turns.owed_at
+        firsts = [waiting for client in list(self._queue) if (waiting := self._first(client)) is not None]
+        for waiting in firsts:
+            if self._needs_s(waiting) <= slack_s:
+                return self._take(waiting), False, None
+        if not firsts:
+            return None, False, None
+        oldest = min(firsts, key=lambda waiting: waiting.since_s)
+        ready_at = max(owed_at, oldest.since_s + PATIENCE * self.plan.wait_s)
+        if ready_at <= now:
+            return self._take(oldest), True, None
+        return None, False, ready_at - now
+
+    def _take(self, waiting: Waiting) -> Waiting:
+        """Take a master's first request; its next one waits behind those of others."""
+        client = waiting.client
+        self._pop(client)
+        self._queue.remove(client)
+        if client.waiting:
+            self._queue.append(client)
+        return waiting
+
+    def _needs_s(self, waiting: Waiting) -> float:
+        return self._relay.relay_s(waiting.unit, waiting.pdu, self.plan.timeout_s)
+
+    async def _ask(self, waiting: Waiting, *, squeezed: bool) -> None:
         waiting.asked = True
         self.counts["asked"] += 1
         began = self._loop.time()
         try:
             reply = await self._relay.relay(waiting.unit, waiting.pdu, self.plan.timeout_s)
+            # Not what it waited for what was before it on the bus.
+            took_s = self._needs_s(waiting)
         except BusDownError:
             self.counts["bus_down"] += 1
+            took_s = 0.0
             reply = refusal(waiting.pdu, NO_PATH)
         except (NoReplyError, GarbledError):
             self.counts["no_reply"] += 1
-            self._wasted(waiting.unit, self._loop.time() - began)
+            took_s = self._loop.time() - began
+            self._wasted(waiting.unit, took_s)
             reply = refusal(waiting.pdu, NO_REPLY)
-        self._turns.took(self._loop.time() - began)
+        if squeezed:
+            self._turns.took(took_s)
         waiting.settle(reply)
 
     def _wasteful(self, unit: int) -> bool:

@@ -191,24 +191,28 @@ class RtuMaster(asyncio.Protocol):
         self._silence_s = silence_s(endpoint)
         self._heard_at = 0.0
         self._transport: asyncio.Transport | None = None
-        self._client = desk.join(endpoint.device)
+        self._device = endpoint.device
+        self._client: Client | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         if not isinstance(transport, asyncio.Transport):
             raise TypeError("a master needs a transport for both directions")
         self._transport = transport
+        self._client = self._desk.join(self._device)
 
     def data_received(self, data: bytes) -> None:
         """Take in a request; silence ends what was no whole one."""
-        now = self._loop.time()
+        client, now = self._client, self._loop.time()
+        if client is None:
+            return
         if now - self._heard_at > QUIET_S:
             self._framer.reset()
         self._heard_at = now
         for frame in self._framer.feed(data):
-            self._desk.cancel(self._client)
+            self._desk.cancel(client)
             if frame.unit and self._desk.serves(frame.unit):
-                self._desk.ask(self._client, frame.unit, frame.pdu, partial(self._answer, frame.unit, now))
+                self._desk.ask(client, frame.unit, frame.pdu, partial(self._answer, frame.unit, now))
 
     def _answer(self, unit: int, asked_at: float, pdu: bytes) -> None:
         """Answer after the silence that a line needs."""
@@ -222,7 +226,8 @@ class RtuMaster(asyncio.Protocol):
         """The line is gone."""
         self._transport = None
         self.why = str(exc or "closed")
-        self._desk.leave(self._client)
+        if self._client is not None:
+            self._desk.leave(self._client)
         self.gone.set()
 
     def close(self) -> None:

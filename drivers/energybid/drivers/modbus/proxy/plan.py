@@ -27,6 +27,10 @@ class Allowed:
     count: int
 
 
+HERE = ("127.0.0.0/8", "::1/128")
+"""This machine."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyPlan:
     """One way in for other masters to one bus."""
@@ -42,7 +46,7 @@ class ProxyPlan:
     allow: tuple[Allowed, ...] = ()
     max_age_s: float = 1.0
     """How old the registers may be that are answered without asking; 0 asks every time."""
-    clients: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    clients: tuple[str, ...] = HERE
     """Networks that masters may be in."""
     connections: int = 8
     """Most masters at once."""
