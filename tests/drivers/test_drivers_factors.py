@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from energybid.core.errors import ConfigurationError, NoReplyError
+from energybid.core.ports import Counter
 from energybid.core.quantities import MANTISSA_MAX, Status
 from energybid.drivers.modbus.decode import (
     decode_writable,
@@ -236,11 +237,19 @@ def test_faults_of_factors_are_reported_at_once() -> None:
     ]
 
 
-def test_scales_and_rollovers_that_can_not_be() -> None:
+def test_a_counter_with_factors_rolls_over_where_the_file_says() -> None:
+    def counter(keys: str) -> Counter | None:
+        loaded = parse_profile("test", (HEAD + FACTORS.replace("cumulative = true", keys)).encode(), source="test.toml")
+        return next(register.counter for register in loaded.registers if register.quantity.cumulative)
+
+    assert counter('cumulative = true, rollover = "100"') == Counter(rollover=10, word=None)
+    assert counter("cumulative = true") is None
+
+
+def test_scales_that_can_not_be() -> None:
     body = FACTORS.replace("cumulative = true", 'cumulative = true, scale = "-1", rollover = "100"')
     assert faults(body) == [
         "quantity[2].scale: a cumulative quantity only grows; its scale can not be negative",
-        "quantity[2].rollover: with scale_by it depends on the meter's settings; leave it out",
     ]
     assert faults(FACTORS.replace('"-0.5"', '"0"')) == ["quantity[0].scale: must not be 0 (found '0')"]
     missing = HEAD.replace('table = "holding", type = "uint16"', "")

@@ -141,8 +141,6 @@ def _counter_faults(profile: Profile, register: Register, index: int) -> Iterato
         yield "rollover: only a cumulative quantity rolls over; add cumulative = true"
     if register.rollover % Fraction(10) ** register.quantity.exponent:
         yield f"rollover: is not a multiple of the resolution {profile.quantity[index].resolution}"
-    if register.factors:
-        yield "rollover: with scale_by it depends on the meter's settings; leave it out"
 
 
 def _overlaps(places: list[_Place]) -> Iterator[str]:

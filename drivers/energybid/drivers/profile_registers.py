@@ -63,8 +63,11 @@ class Register:
 
     @property
     def counter(self) -> Counter | None:
-        """How it counts, where the file says it; an unsigned register rolls over at its end."""
-        if not self.quantity.cumulative or self.factors:
+        """How it counts, where the file says it; an unsigned register rolls over at its end.
+
+        With factors of the meter only the file can say it, for a meter whose settings stay as they are.
+        """
+        if not self.quantity.cumulative or (self.factors and self.rollover is None):
             return None
         rollover: Fraction | None = None
         if self.rollover is not None:
@@ -73,7 +76,9 @@ class Register:
             rollover = 2 ** (16 * self.count) * self.factor
         return Counter(
             rollover=round(rollover) if rollover is not None and rollover <= MANTISSA_MAX else None,
-            word=round(2**16 * self.factor) if self.count > 1 and self.type not in FLOATS else None,
+            word=round(2**16 * self.factor)
+            if self.count > 1 and self.type not in FLOATS and not self.factors
+            else None,
         )
 
 

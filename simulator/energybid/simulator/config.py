@@ -8,8 +8,8 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_
 
 from energybid.core.errors import ConfigurationError
 from energybid.core.settings import Duration, Settings, parse_toml
-from energybid.drivers.profile import load_profile
 from energybid.simulator.faults import UNIT_MAX, Fault, FaultSource
+from energybid.simulator.meters import load_model
 from energybid.simulator.recorded import load_dump
 from energybid.simulator.wiring import Wiring
 
@@ -29,7 +29,7 @@ def duration(text: str) -> float:
 
 def _known_profile(name: str) -> str:
     try:
-        load_profile(name)
+        load_model(name)
     except ConfigurationError as error:
         raise ValueError("; ".join(error.faults)) from None
     except OSError as error:
@@ -123,7 +123,8 @@ class MeterModel(Settings):
     """Unique in the file; texture and phases of its site follow from it and the seed."""
     unit: int = Field(ge=1, le=UNIT_MAX)
     profile: Annotated[str, AfterValidator(_known_profile)] | None = None
-    """A profile's name (``energybid profile list``) or the path of a TOML file."""
+    """A profile's name (``energybid profile list``), the path of a TOML file, or models of a SunSpec device, such as
+    ``sunspec:103+203``."""
     dump: Annotated[str, AfterValidator(_known_dump)] | None = None
     """In place of a profile: the path of a recorded meter (``energybid dump``); what it measures does not change."""
     reply_delay: Duration = Field(0.0, ge=0, le=10)

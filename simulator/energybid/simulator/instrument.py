@@ -75,14 +75,20 @@ _NOW: Mapping[int, Callable[[State, int | None], Fraction]] = {
     16: lambda s, p: _milli(_over(p, s.power_mw)),
     128: lambda s, p: _milli(abs(_over(p, s.reactive_mvar))),
     131: lambda s, p: _milli(_over(p, s.reactive_mvar)),
+    132: lambda s, p: _line_voltage(s, 0 if p is None else p),
 }
-"""By group C of the sum. 15 and 128 are magnitudes, 16 and 131 signed sums, of active and reactive power."""
+"""By group C of the sum. 15 and 128 are magnitudes, 16 and 131 signed sums, of active and reactive power; 132 is the
+voltage between a line and the next one."""
 
 _SINCE: Mapping[int, Callable[[State, int | None], int]] = {
     1: lambda s, p: _over(p, s.import_uj),
     2: lambda s, p: _over(p, s.export_uj),
     3: lambda s, p: _over(p, s.reactive_uj),
     4: lambda _s, _p: 0,
+    5: lambda s, p: _over(p, s.reactive_uj),
+    6: lambda _s, _p: 0,
+    7: lambda _s, _p: 0,
+    8: lambda _s, _p: 0,
     9: lambda s, p: _over(p, s.apparent_uj),
     10: lambda _s, _p: 0,
     15: lambda s, p: _over(p, s.import_uj) + _over(p, s.export_uj),
@@ -93,9 +99,16 @@ _SINCE: Mapping[int, Callable[[State, int | None], int]] = {
 
 
 _SPECIAL: Mapping[int, Callable[[State], Fraction]] = {
+    90: lambda s: _current(s, None),
     91: _neutral,
+    135: lambda _s: Fraction(57, 100),
+    136: lambda _s: Fraction(512, 10),
+    137: lambda _s: Fraction(10_000),
+    138: lambda _s: Fraction(5_700),
+    139: lambda _s: Fraction(98, 100),
 }
-"""Instantaneous quantities that no single phase has, by group C."""
+"""Instantaneous quantities that no single phase has, by group C. From 135 on: a battery that rests: its state of charge
+and voltage, what it holds full and now, its health."""
 
 Probe = Callable[[State], Fraction]
 

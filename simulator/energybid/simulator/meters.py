@@ -20,7 +20,8 @@ from energybid.drivers.modbus.decode import (
 )
 from energybid.drivers.modbus.exchange import WRITE_SEVERAL, WRITE_SINGLE
 from energybid.drivers.modbus.map import FLOATS, HOLDING, TYPES, Factor, Writable
-from energybid.drivers.profile import FUNCTION_OF, Fingerprint, LoadedProfile, Register, SerialNumber
+from energybid.drivers.profile import FUNCTION_OF, Fingerprint, LoadedProfile, Register, SerialNumber, load_profile
+from energybid.drivers.sunspec.standard import is_standard, load_standard
 from energybid.simulator.faults import EXCEPTION_FLAG
 from energybid.simulator.household import Household, State
 from energybid.simulator.instrument import probe
@@ -59,6 +60,15 @@ class Area:
     first: int
     end: int
     cells: tuple[Cell, ...]
+
+
+def load_model(name: str) -> LoadedProfile:
+    """A profile by name or path, or that of a SunSpec device by its models, such as ``sunspec:103+203``.
+
+    Raises:
+        ConfigurationError: There is no such model.
+    """
+    return load_standard(name) if is_standard(name) else load_profile(name)
 
 
 Factors = dict[str, Fraction]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from energybid.core.errors import ConfigurationError
-from energybid.drivers.profile import load_profile
 from energybid.simulator.bus import AsciiLine, Bus, LineTiming, RtuLine, Station, TcpConnection, UdpSocket
 from energybid.simulator.config import (
     AnyBusModel,
@@ -22,7 +21,7 @@ from energybid.simulator.config import (
     UdpBusModel,
 )
 from energybid.simulator.household import Household, Site, chance_between
-from energybid.simulator.meters import Meter
+from energybid.simulator.meters import Meter, load_model
 from energybid.simulator.recorded import Recorded, load_dump
 from energybid.simulator.system import PtyTransport, serve_tcp, serve_udp, tls_context
 
@@ -126,7 +125,7 @@ def _meter(model: MeterModel, seed: str) -> Meter:
         begin_ms=round(model.begin * 1000),
     )
     number = model.serial_number or chance_between(seed, "serial number", SERIAL_NUMBERS // 9, SERIAL_NUMBERS)
-    loaded, wiring = load_profile(model.profile or ""), model.wiring.wiring()
+    loaded, wiring = load_model(model.profile or ""), model.wiring.wiring()
     try:
         return Meter(loaded, Household(seed, site), serial_number=number, wiring=wiring)
     except ValueError as error:

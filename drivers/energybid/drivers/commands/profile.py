@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from energybid.core import exit_codes
 from energybid.core.errors import ConfigurationError
 from energybid.core.settings import Duration
+from energybid.drivers.commands import profile_sunspec
 from energybid.drivers.modbus.map import REGISTERS_MAX
 from energybid.drivers.plan_picture import legend, picture, style
 from energybid.drivers.planner import REPLY_DELAY_S, ROUND_TRIP_S, Cost, Span, serial_cost, tcp_cost
@@ -28,8 +29,9 @@ from energybid.drivers.profile import (
     readable,
     wanted_spans,
 )
+from energybid.drivers.sunspec.standard import is_standard, load_standard
 
-HELP = "list the meter models, show their registers and the requests that read them, check a profile"
+HELP = "list the meter models, show their registers and requests, check a profile, make one of a SunSpec device"
 EXAMPLES = """\
 examples:
   energybid profile list                               names to write behind `profile =`
@@ -38,6 +40,8 @@ examples:
   energybid profile plan eastron-sdm630 --baudrate 9600 --quantities energy-import voltage-l1
   energybid profile plan my-meter.toml --baudrate 19200 --parity E --reply-delay 50ms
   energybid profile check my-meter.toml                every fault at once, with its key; exit 2
+  energybid profile sunspec tcp://192.168.1.60 -o inverter.toml    a profile made of a SunSpec device
+  energybid profile show sunspec:203                   what is read of a SunSpec model
 """
 
 WIDTH = 80
@@ -65,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plan.add_argument("--max-registers", type=_registers, metavar="N", help="most in a request (default: the model's)")
     for action in (listing, show, plan, check):
         action.add_argument("--json", action="store_true", help="print JSON")
+    profile_sunspec.add_action(actions)
 
 
 def _baudrate(text: str) -> int:
@@ -92,7 +97,10 @@ def run(arguments: argparse.Namespace) -> int:
         return _list(as_json=arguments.json)
     if arguments.action == "check":
         return _check(arguments.profile, as_json=arguments.json)
-    loaded = load_profile(arguments.profile)
+    if arguments.action == "sunspec":
+        return profile_sunspec.run(arguments)
+    name = arguments.profile
+    loaded = load_standard(name) if is_standard(name) else load_profile(name)
     if arguments.action == "show":
         _print(_shown(loaded) if arguments.json else "\n".join(_sheet(loaded)))
         return exit_codes.OK
