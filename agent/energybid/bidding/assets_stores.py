@@ -211,7 +211,7 @@ class Thermal:
     """Hard limits: the device does not run where it would end a step beyond them."""
     most_c: float = inf
     final_price: float = 0.0
-    """What is stored, at most up to the band's end, at the end of the horizon: at the electricity it takes, money per MWh."""
+    """What is stored at the end of the horizon, up to the band's end: at the electricity it takes, money per MWh."""
 
     def __post_init__(self) -> None:
         """Refuse what is no thermal store."""
