@@ -63,11 +63,16 @@ class Place:
     @property
     def title(self) -> str:
         """The meter in a line, for people."""
-        name = self.name if self.name.startswith("unit") else f"{self.name}, unit {self.unit}"
+        name = f"unit {self.unit}" if self.name == f"unit {self.unit}" else f"{self.name}, unit {self.unit}"
         if self.loaded is None:
-            return f"{name} at {self.where}"
+            return name
         profile = self.loaded.profile
-        return f"{name} at {self.where}: {profile.manufacturer} {profile.model} ({self.loaded.name})"
+        return f"{name}: {profile.manufacturer} {profile.model} ({self.loaded.name})"
+
+    @property
+    def label(self) -> str:
+        """The meter and its bus, for messages."""
+        return f"{self.where}: {self.name}"
 
 
 def add_place_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:

@@ -199,6 +199,10 @@ class Reader:
             found |= {place: Value(registers[place], None, None, _state(outcome), code) for place in places}
         return tuple(found[place] for place in sorted(found))
 
+    async def answers(self) -> bool:
+        """Whether the unit gives registers to the first request of the profile."""
+        return bool(self._parts) and isinstance(await self.fetch(self._parts[0].request), bytes)
+
     async def registers(self, function: int, first: int, end: int, most: int) -> list[RawRun]:
         """Read raw registers; what is refused is halved, so that what can be read is.
 
@@ -234,17 +238,17 @@ class Reader:
         place = self._place
         if outcome == Failure.GARBLED:
             return GarbledError(
-                f"{place.title}: what came was not the answer: another rate or parity, or two meters with one address?"
+                f"{place.label}: what came was not the answer: another rate or parity, or two meters with one address?"
             )
         if outcome in UNREACHED:
-            return NoReplyError(f"{place.title}: the gateway does not reach it (exception {outcome:d})")
+            return NoReplyError(f"{place.label}: the gateway does not reach it (exception {outcome:d})")
         if isinstance(outcome, int) and outcome > 0:
             return RefusedError(
-                f"{place.title}: refuses all that is asked (exception {outcome}): is it that model? "
+                f"{place.label}: refuses all that is asked (exception {outcome}): is it that model? "
                 "energybid scan says what is there",
                 outcome,
             )
-        return NoReplyError(f"{place.title}: no answer within {place.timeout_s:g} s, asked {1 + place.retries} times")
+        return NoReplyError(f"{place.label}: no answer within {place.timeout_s:g} s, asked {1 + place.retries} times")
 
 
 def _state(outcome: int) -> Status:

@@ -71,6 +71,7 @@ def look_lines(place: Place, look: Look) -> list[str]:
     refused = sorted({v.exception for v in look.values if v.exception is not None})
     return [
         place.title,
+        f"at {place.where}",
         f"{clock_text(look.time_ms)}; {delays_text(look.asked)}",
         "",
         *columns(rows, right=1),

@@ -121,7 +121,7 @@ def screen(
     fresh = changed(look, before)
     longest = max((len(name) for name in known), default=0)
     per_line = max(1, (width + 1) // max(COLUMN_MIN, longest + 16))
-    room = max(1, height - 5)
+    room = max(1, height - 6)
     across = min(per_line, -(-len(values) // room)) or 1
     rows = -(-len(values) // across)
     column = width // across - 1

@@ -116,7 +116,7 @@ async def _registers(arguments: argparse.Namespace, place: Place) -> int:
         facts = {"unit": place.unit, "registers": rows, "requests": [asked_facts(one) for one in asked]}
         sys.stdout.write(json.dumps(facts) + "\n")
     else:
-        lines = [f"{place.title}; {delays_text(asked)}", "", *run_lines(rows, arguments.type)]
+        lines = [f"{place.title} at {place.where}", delays_text(asked), "", *run_lines(rows, arguments.type)]
         sys.stdout.write("\n".join(lines) + "\n")
     if fault is not None:
         raise fault

@@ -60,8 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         sys.stdout.write(json.dumps(facts(place, change, written)) + "\n")
     else:
-        after = value_text(change.writable, written.after)
-        sys.stdout.write(f"read back: {after}\n" if ok else f"READ BACK: {after}; it is not what was written\n")
+        before, after = value_text(change.writable, written.before), value_text(change.writable, written.after)
+        fault = "" if ok else f"; that is NOT what was written ({value_text(change.writable, change.raw)})"
+        sys.stdout.write(f"{change.writable.name}: was {before}, is {after}{fault}\n")
     return exit_codes.OK if ok else exit_codes.FAILED
 
 
@@ -89,7 +90,7 @@ def _confirmed(place: Place, change: Change, before: bytes) -> bool:
     """Ask, on the terminal. The meter is not waiting for anything meanwhile."""
     writable = change.writable
     unit = "" if writable.unit == "1" else f" {writable.unit}"
-    sys.stderr.write(f"{place.title}\n{bounds_text(writable)}; now {value_text(writable, before)}\n")
+    sys.stderr.write(f"{place.title}\nat {place.where}\n{bounds_text(writable)}; now {value_text(writable, before)}\n")
     sys.stderr.write(f"write {plain(change.value)}{unit}? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in YES
