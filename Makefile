@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-DEBIAN := mosquitto openssl systemd shellcheck
+DEBIAN := mbpoll mosquitto openssl systemd shellcheck
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test lint types checks bench test-boot test-power soak clean

@@ -51,6 +51,8 @@ def _type(annotation: object) -> str:
     if annotation in {float, Duration}:
         return "duration"
     origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _type(typing.get_args(annotation)[0])
     if origin is typing.Literal:
         return " or ".join(f"`{value!r}`".replace("'", '"') for value in typing.get_args(annotation))
     if origin in {typing.Union, UnionType}:
@@ -97,7 +99,7 @@ def _size(size: int) -> str:
 
 def _default(field: FieldInfo, kind: str) -> str:
     if field.default is PydanticUndefined:
-        return "**required**"
+        return "**required**" if field.is_required() else "–"
     if field.default is None:
         return "–"
     if kind == "duration":

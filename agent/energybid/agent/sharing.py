@@ -54,6 +54,8 @@ class Proxy:
         self.plan = plan
         self.error = "not open yet"
         """Why no master can come; empty where they can."""
+        self.is_open = asyncio.Event()
+        """Masters can come."""
         self.desk = Desk(plan, cast("ModbusDriver", poller.driver), Slack(poller, plan.share))
         self._platform = platform
 
@@ -73,8 +75,8 @@ class Proxy:
         try:
             while listener is None:
                 listener = await self._try_to_listen(host, port, door)
-            self.error = ""
             self.port = listener.port
+            self._opened()
             logger.info("proxy for %s: masters come in at %s port %d", self.plan.bus, host, listener.port)
             await asyncio.Event().wait()
         finally:
@@ -96,7 +98,7 @@ class Proxy:
             master = RtuMaster(self.desk, endpoint)
             try:
                 await self._platform.open_bus(endpoint, lambda master=master: master)  # type: ignore[misc]
-                self.error = ""
+                self._opened()
                 logger.info("proxy for %s: a master may be at %s", self.plan.bus, endpoint.device)
                 await master.gone.wait()
                 why = master.why
@@ -106,7 +108,12 @@ class Proxy:
                 master.close()
             await self._failed(why)
 
+    def _opened(self) -> None:
+        self.error = ""
+        self.is_open.set()
+
     async def _failed(self, why: str) -> None:
+        self.is_open.clear()
         if why != self.error:
             logger.warning("proxy for %s: %s", self.plan.bus, why)
         self.error = why
