@@ -64,5 +64,11 @@ soak: $(VENV)/.demo debian  ## real processes killed, paused, restarted and cut 
 test-power: $(VENV)/.test  ## power cuts at every operation of 60 seeds (about an hour)
 	ENERGYBID_POWER_SEEDS=60 ENERGYBID_POWER_SHARE=1 $(BIN)/pytest tests/powercut -q
 
+.PHONY: fuzz
+FUZZ ?= 10m
+fuzz: $(VENV)/.test  ## every parser of bytes from outside, guided by coverage (FUZZ=1h; ONLY="--only mbap")
+	$(BIN)/pip install -q -e '.[fuzz]'
+	PYTHONPATH=tests $(BIN)/python -m fuzz --for $(FUZZ) $(ONLY)
+
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

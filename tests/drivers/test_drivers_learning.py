@@ -586,3 +586,10 @@ def test_a_single_value_that_is_refused_once_is_asked_again_before_that_is_belie
         assert [asked(frame)[0] for frame in peer.requests] == [0, 100, 100]
 
     play(once, scene)
+
+
+def test_what_is_refused_for_years_is_still_tried_daily():
+    refusal = Refusal(0, 0.0)
+    for _ in range(2000):
+        refusal.put_off(5.0)
+    assert refusal.retry_at == 5.0 + 86_400

@@ -227,8 +227,8 @@ def configuration(report: Report, existing: str = "", *, device: str | None = No
 class _Taken:
     def __init__(self, buses: list[dict[str, Any]]) -> None:
         self.buses = buses
-        meters = [meter for bus in buses for meter in bus.get("meter", [])]
-        self._names = {table.get("name") for table in (*buses, *meters)}
+        meters = [meter for bus in buses for meter in _tables(bus.get("meter"))]
+        self._names = {str(table.get("name")) for table in (*buses, *meters)}
 
     def free(self, name: str) -> str:
         """A name that nobody has, now taken."""
@@ -241,9 +241,13 @@ class _Taken:
 def _taken(existing: str) -> _Taken:
     try:
         buses = tomllib.loads(existing).get("bus", [])
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError is also what an integer of 5,000 digits raises
         raise ConfigurationError([f"the file that is there is no TOML: {error}"]) from None
-    return _Taken([bus for bus in buses if isinstance(bus, dict)] if isinstance(buses, list) else [])
+    return _Taken(_tables(buses))
+
+
+def _tables(value: object) -> list[dict[str, Any]]:
+    return [table for table in value if isinstance(table, dict)] if isinstance(value, list) else []
 
 
 def _place(setting: Setting, device: str | None) -> dict[str, Any]:

@@ -200,6 +200,8 @@ class Turnaround:
 RETRY_MIN_S, RETRY_MAX_S, RETRY_FACTOR = 60.0, 86_400.0, 4.0
 """Refused registers are tried again after a minute, then ever more rarely, at last daily: a meter that was out of order
 for a moment soon has them back, one whose firmware was changed within a day."""
+RETRY_STEPS = 6
+"""Tries until the longest wait; the power of hundreds is no number any longer."""
 SPANS_MAX = 100
 """Most spans that are remembered of a meter; what they take must fit the journal's memory."""
 
@@ -242,7 +244,7 @@ class Refusal:
     def put_off(self, now: float) -> None:
         """They were refused again."""
         self.tries += 1
-        self.retry_at = now + min(RETRY_MIN_S * RETRY_FACTOR**self.tries, RETRY_MAX_S)
+        self.retry_at = now + min(RETRY_MIN_S * RETRY_FACTOR ** min(self.tries, RETRY_STEPS), RETRY_MAX_S)
 
 
 class Learned:
@@ -295,16 +297,19 @@ class Learned:
         Raises:
             ValueError: It is damaged; nothing is changed.
         """
-        if plain.get("format") != FORMAT:
-            return
         try:
-            delays = Delays((bucket, count) for bucket, count in plain.get("delays", ()) if bucket >= 0 and count > 0)
-            extra_s = min(max(float(plain.get("turnaround_us", 0)) / 1e6, 0.0), Turnaround.MAX_S)
+            if plain.get("format") != FORMAT:
+                return
+            pairs = ((int(bucket), min(int(count), SAMPLES_MAX)) for bucket, count in plain.get("delays", ()))
+            delays = Delays((bucket, count) for bucket, count in pairs if bucket >= 0 and count > 0)
+            extra_s = min(max(int(plain.get("turnaround_us", 0)) / 1e6, 0.0), Turnaround.MAX_S)
             refused = {}
             for function, first, size, tries, retry_ms in plain.get("refused", ())[:SPANS_MAX]:
+                if tries < 0:
+                    raise ValueError(f"{tries} tries")
                 wait_s = min(max((retry_ms - wall_ms) / 1000, 0.0), RETRY_MAX_S)  # the clock may have been set since
                 refused[Span(int(function), int(first), int(size))] = Refusal(int(tries), now + wait_s)
-        except (TypeError, ValueError, IndexError, KeyError) as error:
+        except (AttributeError, TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
             raise ValueError(f"what was learned of a meter is damaged: {error}") from None
         self.patience.delays = delays
         self.patience.learn()
