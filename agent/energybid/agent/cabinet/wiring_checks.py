@@ -31,6 +31,8 @@ SUPPLIES_V = (90, 132), (207, 253), (340, 440)
 """Usual voltages: 100 to 120 V; 230 V ± 10 % (EN 50160 §4.2.2); phase to phase in place of phase to neutral."""
 FREQUENCIES_HZ = (49.0, 51.0), (59.0, 61.0)
 CURRENT_A = 0.1
+FAULTS_MAX = 3.0
+"""Of a mounting (``Mounting.faults``): who makes more of them at once is less likely than an odd load."""
 TURN_DEG = 120.0
 
 AGAIN = "Look again while more is switched on."
@@ -192,7 +194,8 @@ def directions(sight: Sight, *, plant: bool = True) -> Iterator[Finding]:
         for turned in product((False, True), repeat=PHASES)
         if all(n in known for n in range(PHASES) if turned[n] or places[n] != n)
     ]
-    possible = sorted((m for m in mountings if _explains(sight, known, m)), key=lambda m: m.faults)
+    possible = [m for m in mountings if m.faults <= FAULTS_MAX and _explains(sight, known, m)]
+    possible.sort(key=lambda m: m.faults)
     best = [m for m in possible if m.faults == possible[0].faults]
     yield _mounted_wrong(sight, known, best, plant=plant)
 
