@@ -1,4 +1,4 @@
-"""Sites with every kind of asset, drawn from a seed: tight limits, negative prices, cars that can not be full in time."""
+"""Sites with every kind of asset, from a seed: tight limits, negative prices, cars that can not be full in time."""
 
 from random import Random
 

@@ -3,6 +3,8 @@
 Shares with the product only the assets' parameters and, for stores, the knots of the value function after the round.
 """
 
+from itertools import pairwise
+
 import highspy
 from energybid.bidding.assets import Curtailable, Deferrable, Now, Pv
 from energybid.bidding.assets_stores import choices
@@ -14,7 +16,7 @@ KILO = 1e3
 
 def quiet_solver() -> highspy.Highs:
     solver = highspy.Highs()
-    solver.setOptionValue("output_flag", False)
+    solver.setOptionValue("output_flag", False)  # noqa: FBT003 (the solver has no other way)
     solver.setOptionValue("threads", 1)
     return solver
 
@@ -64,7 +66,7 @@ class RoundOracle:
 
     def _load(self, load):
         off = [self._solver.addBinary() for _ in load.sheds]
-        for first, second in zip(off, off[1:], strict=False):
+        for first, second in pairwise(off):
             self._solver.addConstr(first >= second)
         shed = sum(b * (s.power_w / KILO) for b, s in zip(off, load.sheds, strict=True))
         return load.load_w / KILO - shed, -sum(

@@ -23,7 +23,7 @@ PRICES = (-500, -1, 0, 1, 40, 1000)
 @pytest.mark.parametrize("batch", range(-(-SITES // BATCH)))
 def test_no_solver_does_better_at_any_price(batch):
     for number in range(batch * BATCH, min(SITES, (batch + 1) * BATCH)):
-        check(Random(FIRST + number))  # noqa: S311
+        check(Random(FIRST + number))
 
 
 def check(random: Random) -> None:
