@@ -41,7 +41,7 @@ def day_of(number: int) -> date:
     """
     try:
         return date.fromordinal(number + _EPOCH)
-    except OverflowError:
+    except (OverflowError, ValueError):
         raise ValueError(f"day {number} is outside the calendar") from None
 
 
