@@ -224,7 +224,7 @@ class Reader:
                 runs[-1] = runs[-1]._replace(length=runs[-1].length + count)
             else:
                 runs.append(RawRun(function, at, count, outcome))
-            if not any(isinstance(run.outcome, bytes) or run.outcome in REFUSED for run in runs):
+            if runs and all(run.outcome in SILENCE for run in runs):
                 break
         return runs
 

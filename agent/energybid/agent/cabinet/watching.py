@@ -6,6 +6,7 @@ from collections import Counter
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from energybid.agent.cabinet.reading import SILENCE
 from energybid.agent.cabinet.table import clock_text, marked, shown
 from energybid.drivers.modbus.exchange import Failure
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 COLUMN_MIN = 34
 """Least width of a column of name and value."""
-UNTOLD = {Failure.NO_REPLY, Failure.GARBLED}
+UNTOLD = SILENCE | {Failure.GARBLED}
 
 
 class Statistics:
