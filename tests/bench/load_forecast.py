@@ -1,0 +1,117 @@
+"""How well the load forecast does, day by day as on a gateway: `python tests/bench/load_forecast.py LOAD [TEMPERATURE]`.
+
+LOAD is a CSV (gzip if it ends in .gz) of UTC start and value per half hour; TEMPERATURE one whose last two columns are
+UTC time and degrees Celsius per hour. At every midnight the next day is forecast from the days before alone. Compared
+are the model in use, each candidate, and the naive ones of the comparison, over the same half hours.
+
+The household sample of eemeter 4.1.1 has day and month exchanged where the day is at most 12 (read so, it is without a
+gap from 2012-02-20 to 2014-02-28; taken as it is, a third is missing and days follow each other that did not). `--raw`
+takes the dates as they are.
+"""
+
+import argparse
+import csv
+import datetime as dt
+import gzip
+import io
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from energybid.bidding.forecast import Forecaster
+from energybid.bidding.forecast_models import Day
+
+SLOTS = 48
+WARM_DAYS = 28
+
+
+def rows(path: Path) -> list[list[str]]:
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return list(csv.reader(io.StringIO(data.decode())))[1:]
+
+
+def moment(text: str, *, exchanged: bool) -> dt.datetime:
+    made = dt.datetime.fromisoformat(text)
+    return made.replace(month=made.day, day=made.month) if exchanged and made.day <= 12 else made
+
+
+def days_of(path: Path, *, raw: bool) -> tuple[dt.date, np.ndarray]:
+    """First day, and days x slots; doubled entries are averaged, missing ones NaN."""
+    found = {}
+    for text, value in rows(path):
+        at = moment(text, exchanged=not raw)
+        found.setdefault((at.date(), at.hour * 2 + at.minute // 30), []).append(float(value))
+    first = min(day for day, _ in found)
+    load = np.full(((max(day for day, _ in found) - first).days + 1, SLOTS), np.nan)
+    for (day, slot), values in found.items():
+        load[(day - first).days, slot] = np.mean(values)
+    return first, load
+
+
+def temperatures(path: Path | None) -> dict[dt.date, float]:
+    found = {}
+    for *_, text, value in rows(path) if path else []:
+        found.setdefault(dt.datetime.fromisoformat(text).date(), []).append(float(value))
+    return {day: float(np.mean(values)) for day, values in found.items() if len(values) == 24}
+
+
+def walk(first: dt.date, load: np.ndarray, warmth: dict[dt.date, float]) -> dict[str, np.ndarray]:
+    """Forecasts by model, days x levels x slots, and the share of time each was in use."""
+    forecaster = Forecaster(SLOTS)
+    names = [entrant.name for entrant in (e.model for e in forecaster._entrants.values())]
+    made = {name: np.full((len(load), 5, SLOTS), np.nan) for name in [*names, "in use"]}
+    made["next"] = np.full_like(load, np.nan)
+    used = []
+    for number, row in enumerate(load):
+        date = first + dt.timedelta(number)
+        day = Day(date.weekday(), warmth.get(date))
+        for name in names:
+            if (one := forecaster.forecast(day, name)) is not None:
+                made[name][number] = one.quantiles
+        made["in use"][number] = made[forecaster.model][number]
+        for slot in range(1, SLOTS):
+            if number >= WARM_DAYS:
+                made["next"][number, slot] = forecaster.forecast(day, seen=row[:slot]).middle[slot]
+        used.append(forecaster.model)
+        for change in forecaster.learn(day, row):
+            sys.stderr.write(f"{date}: {change.model} version {change.version}: {change.why}\n")
+    sys.stderr.write(json.dumps({name: used.count(name) for name in names}) + "\n")
+    sys.stderr.write(f"state: {len(json.dumps(forecaster.state())) // 1000} kB\n")
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("load", type=Path)
+    parser.add_argument("temperature", type=Path, nargs="?")
+    parser.add_argument("--raw", action="store_true", help="dates as they are in the file")
+    arguments = parser.parse_args()
+    first, load = days_of(arguments.load, raw=arguments.raw)
+    began = time.perf_counter()
+    made = walk(first, load, temperatures(arguments.temperature))
+    took_s = time.perf_counter() - began
+    fair = np.isfinite(load) & np.isfinite(made["in use"][:, 2])
+    for name in ("yesterday", "last-week", "mean-7"):
+        fair &= np.isfinite(made[name][:, 2])
+    fair[:WARM_DAYS] = False
+    wape = {n: float(np.abs(load - q[:, 2])[fair].sum() / load[fair].sum()) for n, q in made.items() if n != "next"}
+    best = min(wape[name] for name in ("yesterday", "last-week", "mean-7"))
+    quantiles = made["in use"]
+    inside = ((load >= quantiles[:, 0]) & (load <= quantiles[:, 4]))[fair].mean()
+    middle = ((load >= quantiles[:, 1]) & (load <= quantiles[:, 3]))[fair].mean()
+    later = fair & np.isfinite(made["next"])
+    ahead = float(np.abs(load - made["next"])[later].sum() / load[later].sum())
+    below = [float((load < quantiles[:, k])[fair].mean()) for k in range(5)]
+    for name, value in wape.items():
+        sys.stdout.write(f"{name:24} WAPE {value:.4f}  {(1 - value / best) * 100:+.1f} % against the best naive one\n")
+    sys.stdout.write(f"next half hour           WAPE {ahead:.4f}\n")
+    sys.stdout.write(
+        f"80 % interval covers {inside:.1%}, 50 % interval {middle:.1%}; below quantiles {np.round(below, 3)}\n"
+    )
+    sys.stdout.write(f"{fair.sum()} half hours of {len(load)} days, {took_s:.1f} s\n")
+
+
+if __name__ == "__main__":
+    main()
