@@ -222,7 +222,7 @@ def test_a_sunspec_chain_without_end_is_ended() -> None:
     identity = examine(scripted(3, registers(chain)))
     assert identity.sunspec["models"] == " ".join(["7"] * 64)
     behind = {(3, 40_000): 0x5375, (3, 40_001): 0x6E53, (3, 40_002): 7, (3, 40_003): 60_000}
-    assert examine(scripted(3, registers(behind))).sunspec["models"] == "7"
+    assert examine(scripted(3, registers(behind))).sunspec == {"base": "40000", "models": ""}
 
 
 def test_the_serial_number_is_read_where_the_profile_says() -> None:

@@ -197,7 +197,7 @@ def test_any_request_is_answered_or_refused(pdu: bytes) -> None:
 METER = Meter(PROFILES["abb-b23"], Household("x"))
 
 
-@pytest.mark.parametrize("code", ["1-0:97.7.0", "6-0:1.8.0", "1-0:1.29.0", "1-0:89.8.0"])
+@pytest.mark.parametrize("code", ["1-0:97.7.0", "6-0:1.8.0", "1-0:1.29.0", "1-0:17.8.0"])
 def test_a_quantity_the_site_has_not_is_no_meter(code: str) -> None:
     with pytest.raises(ValueError, match="no quantity"):
         probe(Obis.parse(code))

@@ -21,6 +21,8 @@ from energybid.drivers.modbus.decode import in_order
 from energybid.drivers.modbus.exchange import READ_OVERHEAD
 from energybid.drivers.modbus.map import HOLDING, TYPES
 from energybid.drivers.profile import compile_profile
+from energybid.drivers.sunspec.device import walk
+from energybid.drivers.sunspec.models import COMMON, COMMON_TEXTS, HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -28,14 +30,8 @@ if TYPE_CHECKING:
     from energybid.drivers.probe import Prober
     from energybid.drivers.profile import Fingerprint, LoadedProfile, Register, SerialNumber
 
-SUNSPEC_BASES = 40_000, 50_000, 0
-"""Where the marker may stand (SunSpec Device Information Model Specification V1.0, §6.2: discovery)."""
-SUNSPEC_MARKER = b"SunS"
-SUNSPEC_COMMON, SUNSPEC_COMMON_REGISTERS = 1, 66
-SUNSPEC_END = 0xFFFF
-SUNSPEC_MODELS_MAX = 64
-COMMON_TEXTS = {"manufacturer": (2, 16), "model": (18, 16), "version": (42, 8), "serial-number": (50, 16)}
-"""Text → first register and number of registers, within the common model (model 1)."""
+SUNSPEC_COMMON_REGISTERS = 66
+"""Of the common model, up to its serial number."""
 
 ILLEGAL_FUNCTION = 1
 SILENT_MAX = 3
@@ -179,26 +175,16 @@ class Examiner:
 
     async def sunspec(self) -> dict[str, str]:
         """The SunSpec common model and the chain of models behind it; empty where there is none."""
-        for base in SUNSPEC_BASES:
-            if await self.read(HOLDING, base, 2) == SUNSPEC_MARKER:
-                return {"base": str(base)} | await self._common(base + 2)
-        return {}
-
-    async def _common(self, at: int) -> dict[str, str]:
-        texts, models = {}, []
-        for _ in range(SUNSPEC_MODELS_MAX):
-            header = await self.read(HOLDING, at, 2)
-            number, length = struct.unpack(">HH", header) if header else (SUNSPEC_END, 0)
-            if number == SUNSPEC_END:
-                break
-            models.append(str(number))
-            if number == SUNSPEC_COMMON and length >= SUNSPEC_COMMON_REGISTERS - 2:
-                data = await self.read(HOLDING, at, SUNSPEC_COMMON_REGISTERS) or b""
+        chain = await walk(lambda first, count: self.read(HOLDING, first, count))
+        if chain is None:
+            return {}
+        facts = {"base": str(chain.base), "models": " ".join(str(found.number) for found in chain.models)}
+        for found in chain.models:
+            if found.number == COMMON and found.length >= SUNSPEC_COMMON_REGISTERS - HEADER:
+                data = await self.read(HOLDING, found.first, SUNSPEC_COMMON_REGISTERS) or b""
                 texts = {name: objects.text(data[2 * a : 2 * (a + n)]) for name, (a, n) in COMMON_TEXTS.items()}
-            at += 2 + length
-            if at >= 1 << 16:
-                break
-        return {"models": " ".join(models)} | texts
+                return facts | texts
+        return facts
 
 
 async def identify(examiner: Examiner, profiles: Sequence[LoadedProfile], *, thorough: bool = False) -> Identity:

@@ -90,6 +90,10 @@ def load_profile(name_or_path: str) -> LoadedProfile:
         except OSError as error:
             raise ConfigurationError([f"{name_or_path}: {error.strerror or error}"]) from None
         return parse_profile(path.name.removesuffix(SUFFIX), data, source=name_or_path)
+    if name_or_path.partition(":")[0] == "sunspec":
+        raise ConfigurationError(
+            ["a SunSpec device's profile is made of the device: energybid profile sunspec TARGET -o FILE.toml"]
+        )
     if name_or_path not in list_profiles():
         raise ConfigurationError(
             [f"no profile {name_or_path!r}; there are {', '.join(list_profiles())}, or write the path of a .toml file"]

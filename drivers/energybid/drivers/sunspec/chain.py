@@ -13,7 +13,7 @@ BASES = 40_000, 50_000, 0
 """Where the marker may stand (Information Model Overview V1.8, p. 17: 40001, 50001, 00001 counted from 1)."""
 MARKER = b"SunS"
 MARKER_REGISTERS = 2
-MODELS_MAX = 100
+MODELS_MAX = 64
 ADDRESSES = 65_536
 
 

@@ -220,7 +220,7 @@ WL*23         41  int16   W_SF@116        -     power-l*                36.7.0  
 VAL*23        42  int16   VA_SF@118       -     apparent-power-l*       29.7.0   VA    +
 VarL*23       43  int16   Var_SF@119      -     reactive-power-l*       151.7.0  var   -
 AL*23         45  int16   A_SF@113        -     current-l*              31.7.0   A     +
-VLL*23        46  uint16  V_SF@114        -     line-voltage-l*         152.7.0  V     +
+V*23          46  uint16  V_SF@114        -     line-voltage-l*         152.7.0  V     +
 VL*23         47  uint16  V_SF@114        -     voltage-l*              32.7.0   V     +
 TotWhInjL*23  48  uint64  TotWh_SF@120    -     energy-export-l*        22.8.0   Wh    +
 TotWhAbsL*23  52  uint64  TotWh_SF@120    -     energy-import-l*        21.8.0   Wh    +
@@ -240,6 +240,7 @@ SoH      5  uint16  Pct_SF@8  -     state-of-health   139.7.0  1   +
 
 _SIZES = {"int32": 2, "uint32": 2, "acc32": 2, "float32": 2, "uint64": 4}
 _PHASES = 3
+_LETTERS, _LINES = (("A", "B", "C"), ("1", "2", "3")), (("AB", "BC", "CA"), ("L1L2", "L2L3", "L3L1"))
 _PHASE_STEP = 20
 """C of phase n is C of phase 1 and 20 (n - 1)."""
 
@@ -260,9 +261,9 @@ def _points(table: str) -> Iterator[Point]:
         stem, star, step = name.partition("*")
         group, _, rest = obis.partition(".")
         for phase in range(_PHASES if star else 1):
-            letter = ("123" if step else "ABC")[phase] if star else ""
+            letters = _LINES[bool(step)] if "line" in quantity else _LETTERS[bool(step)]
             yield Point(
-                name=stem + letter,
+                name=stem + (letters[phase] if star else ""),
                 offset=int(at) + phase * int(step or size(kind)),
                 type=kind,
                 factor=_factor(factor),

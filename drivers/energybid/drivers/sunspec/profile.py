@@ -111,7 +111,7 @@ def profile_text(device: Device, choice: Choice = Choice()) -> str:
         "",
         "[not_available]",
         *(f'{TYPES[kind]} = ["{ABSENT[kind]:0{4 * size(kind)}X}"]' for kind in ("int16", "uint16", "uint32", "uint64")),
-        *_factors(instances),
+        *_factors(device, instances),
         *_identification(device, device.chain.models if choice.whole else [i.found for i in instances]),
         *(_fingerprint(device.chain.models[-1].end, None, f"equals = [{END << 16}]", "end") if choice.whole else ()),
         *_writables(device),
@@ -274,9 +274,10 @@ def _factor_name(instance: _Instance, factor: ScaleFactor) -> str:
     return instance.stem + factor.name.casefold().replace("_", "-")
 
 
-def _factors(instances: list[_Instance]) -> Iterator[str]:
+def _factors(device: Device, instances: list[_Instance]) -> Iterator[str]:
     for instance in instances:
-        for factor in dict.fromkeys(point.factor for point in instance.points):
+        scaled = (point.factor for point in instance.points if _scaled(device, instance, point))
+        for factor in dict.fromkeys(scaled):
             if factor is not None:
                 yield from _factor(instance, factor)
 
