@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import socketserver
 import subprocess
@@ -26,7 +27,7 @@ BUSES = """
 name = "net"
 kind = "modbus-tcp"
 [[bus.meter]]
-name = "house"
+name = "main"
 unit = 1
 profile = "eastron-sdm630"
 load = 30
@@ -44,7 +45,7 @@ kind = "modbus-rtu"
 device = "line.tty"
 baudrate = 19200
 [[bus.meter]]
-name = "cellar"
+name = "heatpump"
 unit = 3
 profile = "carlo-gavazzi-em340"
 load = 30
@@ -90,10 +91,10 @@ def gateway(port: int, device: Path) -> str:
     meter = '[[bus.meter]]\nname = "{}"\nunit = {}\nprofile = "{}"\ninterval = "{}"\n'.format
     return (
         f'{GATEWAY}[[bus]]\nname = "net"\nkind = "modbus-tcp"\nhost = "127.0.0.1"\nport = {port}\n'
-        + meter("house", 1, "eastron-sdm630", "1 s")
+        + meter("main", 1, "eastron-sdm630", "1 s")
         + meter("wrong", 2, "eastron-sdm630", "1 s")
         + f'[[bus]]\nname = "line"\nkind = "modbus-rtu"\ndevice = "{device}"\nbaudrate = 19200\n'
-        + meter("cellar", 3, "carlo-gavazzi-em340", "50 ms")
+        + meter("heatpump", 3, "carlo-gavazzi-em340", "50 ms")
     )
 
 
@@ -149,9 +150,9 @@ def test_one_reading_with_registers_beside_values(site: Place, typed: Typed) -> 
 
 
 def test_a_reading_for_programs_is_exact(site: Place, typed: Typed) -> None:
-    code, out, _ = typed("read", "-c", site.config, "house", "--json")
+    code, out, _ = typed("read", "-c", site.config, "main", "--json")
     facts = json.loads(out)
-    assert (code, facts["meter"], facts["bus"], facts["unit"]) == (0, "house", "net", 1)
+    assert (code, facts["meter"], facts["bus"], facts["unit"]) == (0, "main", "net", 1)
     frequency = next(value for value in facts["values"] if value["name"] == "frequency")
     assert re.fullmatch(r"(49|50)\.\d\d", frequency.pop("value"))
     assert len(frequency.pop("raw")) == 2
@@ -174,11 +175,11 @@ def test_raw_registers(site: Place, typed: Typed) -> None:
     assert re.search(r"\nholding 0-1 +- +exception 2, illegal address\n", out)
     assert re.search(r"\nholding 2 +[0-9A-F]{4} +\d+ +-?\d+ +..\n", out)
     assert re.search(r"\ninput 1 ", out)
-    code, out, _ = typed("read", "-c", site.config, "house", "--registers", "input:0-2", "--type", "float32", "--json")
+    code, out, _ = typed("read", "-c", site.config, "main", "--registers", "input:0-2", "--type", "float32", "--json")
     rows = json.loads(out)["registers"]
     assert 200 < rows[0]["value"] < 250
     assert rows[1] == {"table": "input", "register": 2, "count": 1, "raw": rows[1]["raw"], "error": "cut off"}
-    _, out, _ = typed("read", "-c", site.config, "house", "--registers", "input:0-3", "--type", "float32")
+    _, out, _ = typed("read", "-c", site.config, "main", "--registers", "input:0-3", "--type", "float32")
     assert re.search(r"\ninput 0-1  [0-9A-F ]{9}  2\d\d\.\d+", out)
 
 
@@ -215,7 +216,7 @@ def test_registers_that_a_meter_does_not_have_do_not_spoil_the_others(
         (["--unit", "1", "--profile", "abb-b23", "--type", "int16"], 2, "--type: is for --registers"),
         (["--unit", "1", "--registers", "input:0", "--most", "0"], 2, "--most: is 1 to 125"),
         (["-c", "CONFIG", "--unit", "1"], 2, "--unit: is for a TARGET"),
-        (["-c", "CONFIG"], 2, "no meter 'TARGET'; there are house, wrong, cellar"),
+        (["-c", "CONFIG"], 2, "no meter 'TARGET'; there are main, wrong, heatpump"),
         (["-c", "/nowhere.toml"], 2, "/nowhere.toml: No such file"),
     ],
 )
@@ -254,7 +255,7 @@ def test_a_port_that_is_not_there(typed: Typed, tmp_path: Path) -> None:
 
 def test_a_watch_in_a_pipe_is_a_line_for_each_poll_and_statistics_at_the_end(site: Place, typed: Typed) -> None:
     code, out, err = typed(
-        "watch", "-c", site.config, "house", "--interval", "100ms", "--for", "450ms", "--quantity", "power"
+        "watch", "-c", site.config, "main", "--interval", "100ms", "--for", "450ms", "--quantity", "power"
     )
     assert code == 0
     assert 2 <= len(out.splitlines()) <= 6
@@ -264,17 +265,17 @@ def test_a_watch_in_a_pipe_is_a_line_for_each_poll_and_statistics_at_the_end(sit
 
 def test_a_watch_for_programs(site: Place, typed: Typed) -> None:
     arguments = ["--interval", "300ms", "--for", "400ms", "--json", "--quantity", "energy-import"]
-    _, out, _ = typed("watch", "-c", site.config, "house", *arguments)
+    _, out, _ = typed("watch", "-c", site.config, "main", *arguments)
     polls = [json.loads(line) for line in out.splitlines()]
     assert [value["name"] for poll in polls for value in poll["values"]] == ["energy-import"] * len(polls)
     assert polls[0]["changed"] == []
 
 
 def test_a_watch_in_a_terminal_is_one_table_until_ctrl_c(site: Place) -> None:
-    shown = in_a_terminal("watch", "-c", site.config, "house", "--interval", "200ms", type_="^C", when="2 polls")
+    shown = in_a_terminal("watch", "-c", site.config, "main", "--interval", "200ms", type_="^C", when="2 polls")
     code, text = shown
     assert code == 130
-    assert "house, unit 1: Eastron SDM630" in text
+    assert "main, unit 1: Eastron SDM630" in text
     assert re.search(r"\x1b\[\d+A", text), "the table stays in place"
     assert re.search(r" \*", text)
     assert re.search(r"\d+ polls, replies after [\d/]+ ms \(min/median/max\)\r\n$", text)
@@ -290,23 +291,23 @@ def test_a_watch_of_nobody_fails(site: Place, typed: Typed) -> None:
 
 
 def test_a_watch_of_quantities_that_there_are_not(site: Place, typed: Typed) -> None:
-    code, _, err = typed("watch", "-c", site.config, "house", "--quantity", "colour")
+    code, _, err = typed("watch", "-c", site.config, "main", "--quantity", "colour")
     assert code == 2
     assert "no quantity 'colour'; there are voltage-l1, " in err
     with pytest.raises(SystemExit):
-        main(["watch", "-c", site.config, "house", "--for", "soon"])
+        main(["watch", "-c", site.config, "main", "--for", "soon"])
 
 
 # ---------------------------------------------------------------- write
 
 
 def test_a_register_is_written_and_read_back(site: Place, typed: Typed) -> None:
-    code, out, _ = typed("write", "-c", site.config, "house", "demand-period", "900", "--yes")
+    code, out, _ = typed("write", "-c", site.config, "main", "demand-period", "900", "--yes")
     assert (code, out) == (0, "demand-period: was 3600 s, is 900 s\n")
-    code, out, _ = typed("write", "-c", site.config, "house", "demand-period", "3600", "--yes", "--json")
+    code, out, _ = typed("write", "-c", site.config, "main", "demand-period", "3600", "--yes", "--json")
     assert code == 0
     assert json.loads(out) == {
-        "meter": "house",
+        "meter": "main",
         "unit": 1,
         "name": "demand-period",
         "register": 2,
@@ -335,7 +336,7 @@ def test_a_person_is_asked(site: Place, answer: str, code: int, last: str) -> No
         (["wrong", "demand-period", "-1"], "demand-period may be 0 to 3600 s, not -1"),
         (["wrong", "demand-period", "15min"], "write a decimal number in s"),
         (["wrong", "limit", "1"], "it has: demand-period, one of 0, 300, "),
-        (["cellar", "limit", "1"], "it names none at all"),
+        (["heatpump", "limit", "1"], "it names none at all"),
         (["wrong", "demand-period", "900"], "--yes is missing"),
     ],
 )
@@ -411,10 +412,10 @@ def test_the_doctor_finds_wrong_wiring_twins_and_a_full_bus(site: Place, typed: 
     assert (code, facts["ok"]) == (1, False)
     serious = {(f["where"], f["check"]) for f in facts["findings"] if f["severity"] != "note"}
     assert serious == {("wrong", "reversed"), ("net", "same-meter"), ("line", "share")}
-    house, wrong, cellar = facts["meters"]
-    assert house["serial_number"] == wrong["serial_number"] == "4711"
+    first, wrong, heatpump = facts["meters"]
+    assert first["serial_number"] == wrong["serial_number"] == "4711"
     assert wrong["measured"]["power_w"][1] < 0 < wrong["measured"]["power_w"][0]
-    assert cellar["service"]["failed"] == 0
+    assert heatpump["service"]["failed"] == 0
 
 
 def test_the_doctor_in_words(site: Place, typed: Typed) -> None:
@@ -466,3 +467,35 @@ def test_help_has_examples(name: str, capsys: pytest.CaptureFixture[str]) -> Non
     text = capsys.readouterr().out
     assert f"energybid {name} -c gateway.toml" in text
     assert all(len(line) <= 120 for line in text.splitlines())
+
+
+# ---------------------------------------------------------------- the guide
+
+GUIDE = Path(__file__).parents[2] / "docs" / "cabinet.md"
+EXAMPLES = [
+    line.partition(" #")[0]
+    for block in re.findall(r"```sh\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    for line in block.splitlines()
+    if re.match(r"energybid (read|watch|write|doctor) -c", line)
+]
+
+
+@pytest.mark.parametrize("line", EXAMPLES)
+def test_the_guides_examples_run(site: Place, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(site.config).parent)
+    words = shlex.split(re.sub(r"--for \S+", "", line))[1:]
+    if words[0] in {"watch", "doctor"}:
+        words += ["--for", "200ms"]
+    code = main(words)
+    # The doctor finds what is wrong with the simulated site.
+    assert code == (1 if words[0] == "doctor" and "main" not in words else 0)
+
+
+def test_the_guide_names_every_check() -> None:
+    folder = Path(__file__).parents[2] / "agent" / "energybid" / "agent" / "cabinet"
+    code = "".join((folder / name).read_text() for name in ("wiring_checks.py", "bus_checks.py"))
+    checks = set(re.findall(r'(?:error|warning|note|tell)\(\n\s+"([a-z-]+)"', code))
+    assert len(checks) > 20
+    text = GUIDE.read_text()
+    known = {check for check in checks if f"`{check}`" in text}
+    assert checks - known <= {"one-phase", "direction-unknown", "phase-order", "energy-unknown"}
