@@ -16,6 +16,7 @@ from energybid.core.disclosure import ConsistencyProof, Disclosed, ReadingProof
 from energybid.core.entries import (
     TYPE_OF,
     Clock,
+    Command,
     Declaration,
     Entry,
     Epoch,
@@ -25,6 +26,7 @@ from energybid.core.entries import (
     Reading,
     Start,
     Unknown,
+    canonical,
 )
 from energybid.core.evidence import Checkpoint, Receipt, sign_checkpoint, sign_receipt
 from energybid.core.log import Salts
@@ -65,6 +67,18 @@ ENTRIES: dict[str, Entry] = {
 }
 ENTRIES["unknown-type"] = Unknown(cbor.encode((1, 4_000, SALTS.salt(len(ENTRIES)), "an entry of a later release", [7])))
 ENTRIES["unknown-version"] = Unknown(cbor.encode((2, 3, SALTS.salt(len(ENTRIES)), [[False]])))
+
+LATER: dict[str, Entry] = {
+    "command": Command(
+        *("zähler-1", "export-limit", 42, 2, "W", 42, "market/bidder", 2, 1, 1),
+        *(1_767_229_212_000, 2, 1, 4_294_979_295, 4_295_279_295),
+    ),
+    "command-refused": Command(
+        *("zähler-1", "export-limit", -5, -1, "W", None, "schedule", 1, 3, 7),
+        *(-1, 0, 1, 0, None),
+    ),
+}
+"""Entries of types that came later: in no log, each with the salt of the sequence behind the golden log."""
 
 CANONICAL = [SALTS.canonical(sequence, entry) for sequence, entry in enumerate(ENTRIES.values())]
 LEAVES = [leaf_hash(raw) for raw in CANONICAL]
@@ -111,6 +125,14 @@ def _entry(sequence: int, entry: Entry) -> dict[str, Any]:
     if not isinstance(entry, Unknown):
         fields = {"type": TYPE_OF[type(entry)], "salt": SALTS.salt(sequence), "fields": entry._asdict()}
     return {"sequence": sequence, **fields, "canonical": CANONICAL[sequence], "leaf": LEAVES[sequence]}
+
+
+def _later(entry: Entry) -> dict[str, Any]:
+    assert not isinstance(entry, Unknown)
+    salt = SALTS.salt(len(ENTRIES))
+    raw = canonical(entry, salt)
+    fields = {"type": TYPE_OF[type(entry)], "salt": salt, "fields": entry._asdict()}
+    return {**fields, "canonical": raw, "leaf": leaf_hash(raw)}
 
 
 def _log() -> dict[str, Any]:
@@ -196,12 +218,13 @@ def _proofs() -> dict[str, dict[str, Any]]:
 def files() -> dict[str, Any]:
     """Name → content of every golden file kept here. ES256 signatures differ from call to call."""
     entries = {f"entry-{name}": _entry(n, entry) for n, (name, entry) in enumerate(ENTRIES.items())}
+    entries |= {f"entry-{name}": _later(entry) for name, entry in LATER.items()}
     return {**entries, "log": _log(), "tree": _tree(), **_signed(), **_proofs()}
 
 
 def known(name: str) -> Known:
     """A golden entry of a known type."""
-    entry = ENTRIES[name]
+    entry = (ENTRIES | LATER)[name]
     assert not isinstance(entry, Unknown)
     return entry
 

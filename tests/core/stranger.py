@@ -145,6 +145,10 @@ def is_value(x: Any) -> bool:
     return x is None or is_int(x)
 
 
+def is_maybe_uint(x: Any) -> bool:
+    return x is None or is_uint(x)
+
+
 def is_values(x: Any) -> bool:
     return is_list(x, 1024, is_value)
 
@@ -159,7 +163,11 @@ FIELDS: list[list[Any]] = [
     [is_text, is_text, is_hash, lambda x: x is None or is_text(x), lambda x: is_list(x, 255, is_group)],
     [is_uint, is_uint, is_int, is_uint, is_clock, is_uint, is_uint, is_values, is_status],
     [is_uint, is_uint, is_int, is_int, is_clock],
-    [lambda x: x is None or is_uint(x), is_int, is_int, is_uint, is_uint],
+    [is_maybe_uint, is_int, is_int, is_uint, is_uint],
+    [
+        *(is_text, is_text, is_int, lambda x: is_int(x, -18, 18), is_text, is_value, is_text),
+        *(is_uint, is_uint, is_uint, is_int, is_clock, is_uint, is_uint, is_maybe_uint),
+    ],
 ]
 
 

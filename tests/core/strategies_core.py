@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from energybid.core.entries import Clock, Declaration, Epoch, Gap, Known, Reading, Start
+from energybid.core.entries import Clock, Command, Declaration, Epoch, Gap, Known, Reading, Start
 from energybid.core.quantities import UNITS
 from hypothesis import strategies as st
 
@@ -41,4 +41,9 @@ ENTRIES: st.SearchStrategy[Known] = (
     | readings()
     | st.builds(Clock, UINT, UINT, INT, INT, CLOCK)
     | st.builds(Gap, NONE | UINT, INT, INT, UINT, UINT)
+    | st.builds(
+        Command,
+        *(TEXT, TEXT, INT, st.integers(-18, 18), TEXT, NONE | INT, TEXT, UINT, UINT, UINT),
+        *(INT, CLOCK, UINT, UINT, NONE | UINT),
+    )
 )

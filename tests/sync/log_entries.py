@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from energybid.core import cbor
-from energybid.core.entries import Clock, Declaration, Entry, Epoch, Gap, Reading, Start, Unknown
+from energybid.core.entries import Clock, Command, Declaration, Entry, Epoch, Gap, Reading, Start, Unknown
 from hypothesis import strategies as st
 
 RECORDED = Path(__file__).parent / "data" / "sdm630_32_meters_60_polls.csv.gz"
@@ -62,6 +62,11 @@ OTHERS: st.SearchStrategy[Entry] = (
     )
     | st.builds(Clock, UINT, UINT, INT, INT, CLOCK)
     | st.builds(Gap, st.none() | UINT, INT, INT, UINT, UINT)
+    | st.builds(
+        Command,
+        *(TEXT, TEXT, INT, st.integers(-18, 18), TEXT, st.none() | INT, TEXT, UINT, UINT, UINT),
+        *(INT, CLOCK, UINT, UINT, st.none() | UINT),
+    )
     | UNKNOWN
 )
 

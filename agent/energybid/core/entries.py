@@ -121,6 +121,37 @@ class Gap(NamedTuple):
     """How many readings."""
 
 
+class Command(NamedTuple):
+    """A number of a meter or device was to be written, and what became of it (docs/control.md)."""
+
+    meter: str
+    """Name of the meter."""
+    writable: str
+    """What its profile calls the number."""
+    mantissa: int
+    """What was to be written, in units of 10^exponent of the unit."""
+    exponent: int
+    unit: str
+    found: int | None
+    """What was read back, like ``mantissa``; None where nothing was read, or what no such number shows exactly."""
+    owner: str
+    """Who wanted it."""
+    rank: int
+    """The owner's priority; greater goes first."""
+    cause: int
+    """CommandCause."""
+    outcome: int
+    """CommandOutcome."""
+    time_ms: int
+    clock: int
+    """ClockState at ``time_ms``."""
+    start: int
+    """Sequence of the Start entry of this run."""
+    mono_ms: int
+    until_ms: int | None
+    """Until when it was to hold, on the scale of ``mono_ms``; None where it is not for a time."""
+
+
 class Unknown(NamedTuple):
     """An entry of another version or type: its canonical bytes, salt included."""
 
@@ -141,10 +172,48 @@ class GapReason:
     """Read, and lost with a journal that was damaged before they were committed."""
 
 
-Entry = Epoch | Start | Declaration | Reading | Clock | Gap | Unknown
-Known = Epoch | Start | Declaration | Reading | Clock | Gap
+class CommandCause:
+    """Values of ``Command.cause``: why the number was to be written."""
 
-_TYPES: tuple[type[Known], ...] = (Epoch, Start, Declaration, Reading, Clock, Gap)
+    HELD = 1
+    """Its owner wanted it."""
+    RETURNED = 2
+    """Who had overridden its owner is gone."""
+    EXPIRED = 3
+    """The last owner's time was over: the safe number."""
+    RELEASED = 4
+    """The last owner let it go: the safe number."""
+    STOPPED = 5
+    """The agent stops: the safe number."""
+    RESTARTED = 6
+    """The agent was gone without a word while it was held: the safe number."""
+    FAILED = 7
+    """An owner's number could not be written, and nobody else holds it: the safe number."""
+
+
+class CommandOutcome:
+    """Values of ``Command.outcome``."""
+
+    DONE = 1
+    """Written, and read back the same."""
+    DIFFERENT = 2
+    """Written, and read back another."""
+    REFUSED = 3
+    """The device refused."""
+    NO_REPLY = 4
+    """Nothing came, or only garbage: the device may have taken it."""
+    BUS_DOWN = 5
+    """The bus was down: the device may have taken it."""
+    OVERRULED = 6
+    """Not written: an owner of a higher rank holds it."""
+    NOT_ALLOWED = 7
+    """Not written: out of the profile's bounds, or between its steps."""
+
+
+Entry = Epoch | Start | Declaration | Reading | Clock | Gap | Command | Unknown
+Known = Epoch | Start | Declaration | Reading | Clock | Gap | Command
+
+_TYPES: tuple[type[Known], ...] = (Epoch, Start, Declaration, Reading, Clock, Gap, Command)
 TYPE_OF: dict[type[Known], int] = {kind: number for number, kind in enumerate(_TYPES)}
 """Type number on the wire of each known entry type."""
 
@@ -199,8 +268,7 @@ def _quantity(x: Any) -> bool:  # noqa: ANN401
         and len(x) == 4  # noqa: PLR2004  OBIS, unit, exponent, cumulative
         and is_bytes(x[0], OBIS_SIZE)
         and x[1] in UNITS
-        and _integer(x[2])
-        and -18 <= x[2] <= 18  # noqa: PLR2004
+        and _exponent(x[2])
         and isinstance(x[3], bool)
     )
 
@@ -231,6 +299,10 @@ def _previous(x: Any) -> bool:  # noqa: ANN401
     )
 
 
+def _exponent(x: Any) -> bool:  # noqa: ANN401
+    return _integer(x) and -18 <= x <= 18  # noqa: PLR2004
+
+
 def _optional(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda x: x is None or check(x)
 
@@ -254,6 +326,23 @@ _SHAPES: tuple[tuple[Callable[[Any], bool], ...], ...] = (
     (is_uint, is_uint, is_int, is_uint, is_clock, is_uint, is_uint, _values, _status),
     (is_uint, is_uint, is_int, is_int, is_clock),
     (_optional(is_uint), is_int, is_int, is_uint, is_uint),
+    (
+        _text,
+        _text,
+        is_int,
+        _exponent,
+        _text,
+        _optional(is_int),
+        _text,
+        is_uint,
+        is_uint,
+        is_uint,
+        is_int,
+        is_clock,
+        is_uint,
+        is_uint,
+        _optional(is_uint),
+    ),
 )
 
 
