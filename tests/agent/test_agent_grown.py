@@ -6,8 +6,9 @@ from random import Random
 import apsw
 import pytest
 from energybid.agent.history import journal_histories
-from energybid.agent.journal import ANCHOR_EVERY, GROW_BYTES, GROW_ENTRIES, Acknowledged, Journal, Segment, row_of
+from energybid.agent.journal import ANCHOR_EVERY, GROW_BYTES, GROW_ENTRIES, Journal
 from energybid.agent.quarantine import rescue
+from energybid.agent.rows import Acknowledged, Segment, row_of
 from energybid.agent.upload import build_batch
 from energybid.agent.verify import verify_journal
 from energybid.core import cbor

@@ -2,7 +2,8 @@
 
 import apsw
 import pytest
-from energybid.agent.journal import ANCHOR_EVERY, MIGRATIONS, Acknowledged, Commit, Journal
+from energybid.agent.journal import ANCHOR_EVERY, Commit, Journal
+from energybid.agent.rows import MIGRATIONS, Acknowledged
 from energybid.agent.verify import verify_journal
 from energybid.core.cose import PrivateKey
 from energybid.core.entries import Epoch, Known, Reading

@@ -4,7 +4,8 @@ import contextlib
 
 import apsw
 import pytest
-from energybid.agent.journal import MEMORY_BYTES, MEMORY_KEYS, MIGRATIONS, Journal
+from energybid.agent.journal import MEMORY_BYTES, MEMORY_KEYS, Journal
+from energybid.agent.rows import MIGRATIONS
 from energybid.core.errors import JournalStalledError
 
 LONGEST = "k" * 200

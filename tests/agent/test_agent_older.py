@@ -4,8 +4,9 @@ import asyncio
 
 import apsw
 import pytest
-from energybid.agent.journal import Journal, Succession
+from energybid.agent.journal import Journal
 from energybid.agent.plan import UplinkPlan
+from energybid.agent.rows import Succession
 from energybid.agent.upload import Uploader
 from energybid.core.entries import Epoch
 from energybid.core.evidence import Receipt, sign_receipt

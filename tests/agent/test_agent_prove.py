@@ -9,8 +9,9 @@ from energybid.agent import cli
 from energybid.agent.commands import prove
 from energybid.agent.explain import explain, words
 from energybid.agent.history import journal_histories
-from energybid.agent.journal import ANCHOR_EVERY, Acknowledged, Commit, Journal
+from energybid.agent.journal import ANCHOR_EVERY, Commit, Journal
 from energybid.agent.moments import moment_ms, moment_text
+from energybid.agent.rows import Acknowledged
 from energybid.core.cose import ES256, PrivateKey
 from energybid.core.disclosure import parse_proof, verify_reading
 from energybid.core.entries import Declaration, Epoch, Reading, Start

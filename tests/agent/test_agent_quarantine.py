@@ -10,9 +10,10 @@ from pathlib import Path
 import apsw
 import pytest
 from energybid.agent import quarantine
-from energybid.agent.journal import MIGRATIONS, Acknowledged, Commit, Contradiction, Journal, Succession, walk
+from energybid.agent.journal import Commit, Journal
 from energybid.agent.opening import open_journal, open_recorder
 from energybid.agent.quarantine import QUARANTINES_MAX, quarantines, rescue
+from energybid.agent.rows import MIGRATIONS, Acknowledged, Contradiction, Succession, walk
 from energybid.agent.system import RealDisk
 from energybid.core.entries import Epoch, Reading, Start
 from energybid.core.errors import JournalDamagedError, JournalError, RollbackError

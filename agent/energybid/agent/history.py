@@ -5,8 +5,9 @@ What the journal keeps of an epoch is its last segments; the first kept one carr
 
 from collections.abc import Iterator
 
-from energybid.agent.journal import SEQUENCE_BITS, SEQUENCE_MAX, EpochRow, Journal, Segment, end_of
-from energybid.agent.journal import split_hashes as split
+from energybid.agent.journal import Journal
+from energybid.agent.rows import SEQUENCE_BITS, SEQUENCE_MAX, EpochRow, Segment, end_of
+from energybid.agent.rows import split_hashes as split
 from energybid.core import cbor, cose
 from energybid.core.entries import Entry
 from energybid.core.errors import EvidenceError

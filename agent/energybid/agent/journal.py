@@ -25,29 +25,43 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import apsw
 
 from energybid.agent.budget import FRAME, Usage
+from energybid.agent.rows import (
+    MIGRATIONS,
+    ROLLED_BACK,
+    SEAL,
+    SEQUENCE_BITS,
+    SEQUENCE_MAX,
+    Acknowledged,
+    Contradiction,
+    EpochRow,
+    Segment,
+    Succession,
+    end_of,
+    row_of,
+    seal_of,
+    sealed,
+    typed,
+    walk,
+)
 from energybid.core import cbor
 from energybid.core.entries import Reading
 from energybid.core.errors import EvidenceError, JournalDamagedError, JournalError, JournalStalledError
 from energybid.core.evidence import Checkpoint, SignedCheckpoint
-from energybid.core.log import Salts
-from energybid.core.tree import EMPTY_ROOT, HASH_SIZE, Frontier, leaf_hash
+from energybid.core.tree import EMPTY_ROOT, Frontier
 from energybid.sync import columns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from energybid.core.entries import Entry
     from energybid.core.ports import Database
 
-SEQUENCE_BITS = 40
-SEQUENCE_MAX = (1 << SEQUENCE_BITS) - 1
 ANCHOR_EVERY = 32
 """Every so many segments (by checkpoint counter) carry the frontier: a check can begin there, pruning ends there."""
 CHECK_AT_OPEN = 65_536
 """Most entries checked at start; ``energybid verify`` checks all."""
 PRUNE_AT_ONCE = 4 * ANCHOR_EVERY
 """Most segments looked at in one transaction."""
-SEGMENT_ENTRIES_MAX = 65_536
 
 WAL_PAGES = 1000
 """SQLite's own measure for folding the write-ahead log into the file."""
@@ -60,8 +74,6 @@ GROW_BYTES = 440
 """A row grows up to so many bytes of seal, columns and peaks: with SQLite's own it still fits a page of 512, alone."""
 GROW_ENTRIES = 128
 """And up to so many entries: each commit packs them all again."""
-SEAL = (bytes, int, int, int, int, bytes, bytes)
-GROWN = (*SEAL, int, int, bytes)
 _DAMAGED_IO = {apsw.SQLITE_IOERR_SHORT_READ, apsw.SQLITE_IOERR_CORRUPTFS, apsw.SQLITE_IOERR_DATA}
 
 ROWS = "SELECT key, first, checkpoint, method, columns, peaks FROM segment"
@@ -77,90 +89,6 @@ DELETE FROM memory WHERE number IN (
     ) WHERE rank > ? OR size > ?
 )"""
 
-MIGRATIONS = (
-    """
-    CREATE TABLE epoch (
-        number INTEGER PRIMARY KEY,
-        id BLOB NOT NULL UNIQUE,
-        origin TEXT NOT NULL,
-        secret BLOB NOT NULL
-    ) STRICT;
-    CREATE TABLE segment (
-        key INTEGER PRIMARY KEY,   -- epoch number << 40 | sequence after the last entry
-        first INTEGER NOT NULL,
-        checkpoint BLOB NOT NULL,  -- CBOR [root, time_ms, clock, counter, algorithm, kid, signature]
-        method INTEGER NOT NULL,
-        columns BLOB NOT NULL,
-        peaks BLOB                 -- frontier at the segment's first entry, on every 32nd segment
-    ) STRICT;
-    CREATE TABLE acknowledged (
-        one INTEGER PRIMARY KEY CHECK (one = 1),
-        epoch INTEGER NOT NULL REFERENCES epoch (number),
-        size INTEGER NOT NULL,
-        receipt BLOB NOT NULL      -- COSE_Sign1
-    ) STRICT;
-    """,
-    """
-    CREATE TABLE succession (      -- why an epoch that is not the first began
-        epoch INTEGER PRIMARY KEY, -- number of the new one
-        kind TEXT NOT NULL,        -- damaged, rolled back, operator, renamed
-        reason TEXT NOT NULL,      -- for people
-        time_ms INTEGER NOT NULL,
-        previous BLOB,             -- CBOR [id, size, root] that it names
-        counter INTEGER NOT NULL   -- of checkpoints, at its begin
-    ) STRICT;
-    CREATE TABLE contradiction (   -- a receipt that does not fit the newest epoch: nothing more may be signed in it
-        one INTEGER PRIMARY KEY CHECK (one = 1),
-        detail TEXT NOT NULL,
-        receipt BLOB NOT NULL      -- COSE_Sign1
-    ) STRICT;
-    PRAGMA application_id = 1161972300; -- "EBJL"
-    """,
-    """
-    -- From here on segments may have grown: then the key has the sequence after their first commit, and the checkpoint
-    -- three fields more: sequence after the last entry, and size and root of the checkpoint before theirs.
-    CREATE TABLE memory (          -- operational state: no evidence, and learned again where it is lost
-        number INTEGER PRIMARY KEY, -- in the order of writing
-        key TEXT NOT NULL UNIQUE,
-        value BLOB NOT NULL
-    ) STRICT;
-    """,
-)
-"""Applied in order; ``PRAGMA user_version`` counts those that were. Never change one that was released."""
-
-
-class EpochRow(NamedTuple):
-    """An epoch as the journal keeps it."""
-
-    number: int
-    id: bytes
-    origin: str
-    secret: bytes
-
-
-class Succession(NamedTuple):
-    """Why an epoch followed another."""
-
-    kind: str
-    """damaged, rolled back, operator or renamed."""
-    reason: str
-    time_ms: int
-    previous: tuple[bytes, int, bytes] | None
-    """Id, size and root of the epoch before, as the new one's Epoch entry names them."""
-    counter: int = 0
-    """Checkpoints of the new epoch count on from here, or from what the journal holds if that is more."""
-
-
-class Contradiction(NamedTuple):
-    """A receipt that shows the journal to be rolled back, copied or changed."""
-
-    detail: str
-    receipt: bytes
-
-
-ROLLED_BACK = "rolled back"
-"""Succession of an epoch whose tail must not be sent any more."""
-
 
 class Head(NamedTuple):
     """The committed end of the log."""
@@ -168,48 +96,6 @@ class Head(NamedTuple):
     epoch: EpochRow
     frontier: Frontier
     counter: int
-
-
-class Acknowledged(NamedTuple):
-    """The last receipt that was accepted."""
-
-    epoch: int
-    """Its number."""
-    size: int
-    receipt: bytes
-
-
-class Segment(NamedTuple):
-    """One commit."""
-
-    first: int
-    end: int
-    root: bytes
-    time_ms: int
-    clock: int
-    counter: int
-    algorithm: int
-    kid: bytes
-    signature: bytes
-    method: int
-    columns: bytes
-    peaks: bytes | None
-    previous: tuple[int, bytes] | None = None
-    """Size and root of the checkpoint before, where the segment has grown over it."""
-
-    def entries(self) -> list[Entry]:
-        """The entries, unpacked.
-
-        Raises:
-            EvidenceError: They are damaged.
-        """
-        raw = columns.unpack(self.method, self.columns, limit=columns.RAW_MAX)
-        entries = columns.decode(raw, limit=SEGMENT_ENTRIES_MAX, trusted=True)
-        if len(entries) != self.end - self.first:
-            raise EvidenceError(f"segment {self.first} to {self.end} holds {len(entries)} entries")
-        if self.previous and not self.first < self.previous[0] < self.end:
-            raise EvidenceError(f"segment {self.first} to {self.end} can not have grown at {self.previous[0]}")
-        return entries
 
 
 class Commit(NamedTuple):
@@ -460,7 +346,7 @@ class Journal:
         key = self._key(checkpoint.size)
         anchored = first == 0 or checkpoint.counter % ANCHOR_EVERY == 0
         peaks = b"".join(commit.before) if anchored else None
-        seal = cbor.encode(_seal(commit.checkpoint))
+        seal = cbor.encode(sealed(commit.checkpoint))
         method, packed = columns.pack(columns.encode(commit.entries, memory=self._memory))
         row = key, first, seal, method, packed, peaks
         tail = _Tail(key, first, list(commit.entries), len(packed), len(peaks or b""))
@@ -477,7 +363,7 @@ class Journal:
         if len(entries) > GROW_ENTRIES:
             return None
         previous = checkpoint.previous_size, checkpoint.previous_root
-        seal = cbor.encode((*_seal(commit.checkpoint), checkpoint.size, *previous))
+        seal = cbor.encode((*sealed(commit.checkpoint), checkpoint.size, *previous))
         method, packed = columns.pack(columns.encode(entries, memory=self._memory))
         if len(seal) + len(packed) + tail.peaks > GROW_BYTES:
             return None
@@ -769,95 +655,6 @@ class Journal:
             self._database.close()
 
 
-def walk(epoch: EpochRow, segments: Iterable[Segment]) -> Iterator[tuple[Segment, Frontier]]:
-    """Segments as long as they follow one another and lead to their roots, each with the frontier after it.
-
-    Args:
-        epoch: Theirs.
-        segments: In order; the first is an anchor. (The frontier is the same object each time, growing.)
-
-    Raises:
-        EvidenceError: Where they do not.
-    """
-    frontier: Frontier | None = None
-    salts = Salts(epoch.secret)
-    for segment in segments:
-        if frontier is None:
-            frontier = Frontier(segment.first, split_hashes(segment.peaks or b""))
-        if segment.first != frontier.size:
-            raise EvidenceError(f"entries {frontier.size} to {segment.first} are missing")
-        for entry in segment.entries():
-            frontier.append(leaf_hash(salts.canonical(frontier.size, entry)))
-            if segment.previous and segment.previous[0] == frontier.size:
-                same_root(segment, frontier)
-        if frontier.root() != segment.root:
-            raise EvidenceError(f"entries {segment.first} to {segment.end} do not lead to their root")
-        yield segment, frontier
-
-
-def row_of(epoch: EpochRow, segment: Segment) -> tuple[Any, ...]:
-    """The row that a segment is stored as."""
-    grown = (segment.end, *segment.previous) if segment.previous else ()
-    seal = cbor.encode((*segment[2:9], *grown))
-    key = epoch.number << SEQUENCE_BITS | segment.end
-    return key, segment.first, seal, segment.method, segment.columns, segment.peaks
-
-
-def end_of(key: int, seal: bytes) -> tuple[int, bytes]:
-    """(sequence after the last entry, root) of a row.
-
-    Raises:
-        EvidenceError: The seal is none.
-    """
-    fields = seal_of(seal)
-    end = key & SEQUENCE_MAX
-    if len(fields) > len(SEAL):
-        reached, previous = fields[-3:-1]
-        if not (previous < reached and end <= reached <= SEQUENCE_MAX):
-            raise EvidenceError("its checkpoint does not fit its key")
-        end = reached
-    return end, fields[0]
-
-
-def seal_of(seal: object) -> list[Any]:
-    """What a row keeps of its checkpoint.
-
-    Raises:
-        EvidenceError: The seal is none.
-    """
-    fields = cbor.decode(seal) if isinstance(seal, bytes) else None
-    if not isinstance(fields, list) or tuple(map(type, fields)) not in {SEAL, GROWN}:
-        raise EvidenceError("its checkpoint is no checkpoint")
-    return fields
-
-
-def typed(row: tuple[Any, ...], *types: type) -> tuple[Any, ...]:
-    """A row as its table has it: SQLite does not look at what it reads, and damage makes numbers of bytes.
-
-    Raises:
-        EvidenceError: It is another.
-    """
-    if len(row) != len(types) or not all(map(isinstance, row, types)):
-        raise EvidenceError("a row holds other types than its table")
-    return row
-
-
-def same_root(segment: Segment, frontier: Frontier) -> None:
-    """Check the root before the last commit of a grown segment.
-
-    Raises:
-        EvidenceError: It is another.
-    """
-    if segment.previous and segment.previous[1] != frontier.root():
-        raise EvidenceError(f"entries up to {frontier.size} do not lead to the root before the checkpoint")
-
-
-def _seal(signed: SignedCheckpoint) -> tuple[bytes, int, int, int, int, bytes, bytes]:
-    """What a row keeps of its checkpoint."""
-    of = signed.checkpoint
-    return of.root, of.time_ms, of.clock, of.counter, signed.algorithm, signed.kid, signed.signature
-
-
 def _readings_alone(commit: Commit) -> bool:
     """Whether a commit may share a row: what moves the clock stays between the checkpoints around it."""
     return all(isinstance(entry, Reading) for entry in commit.entries)
@@ -872,8 +669,3 @@ def judged(error: Exception) -> type[JournalError]:
     if isinstance(error, (apsw.CorruptError, apsw.NotADBError, EvidenceError)):
         return JournalDamagedError
     return JournalError
-
-
-def split_hashes(data: bytes) -> list[bytes]:
-    """Concatenated 32-byte hashes → list."""
-    return [data[i : i + HASH_SIZE] for i in range(0, len(data), HASH_SIZE)]

@@ -24,7 +24,8 @@ from energybid.core.quantities import MANTISSA_MAX, MANTISSA_MIN, Status
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from energybid.agent.journal import EpochRow, Journal
+    from energybid.agent.journal import Journal
+    from energybid.agent.rows import EpochRow
     from energybid.core.ports import Counter, PollGroup, Sample
 
 LOOK_BACK = 16_384

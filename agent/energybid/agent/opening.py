@@ -11,8 +11,9 @@ from functools import partial
 
 from energybid.agent import quarantine
 from energybid.agent.budget import DEFAULT, Budget
-from energybid.agent.journal import Journal, Succession
+from energybid.agent.journal import Journal
 from energybid.agent.recorder import Recorder
+from energybid.agent.rows import Succession
 from energybid.agent.space import Limits
 from energybid.core.cose import PublicKey, Signer
 from energybid.core.errors import JournalDamagedError, JournalStalledError, RollbackError

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import apsw
 
-from energybid.agent.journal import Acknowledged, EpochRow, Journal, Segment, Succession, walk
+from energybid.agent.journal import Journal
+from energybid.agent.rows import Acknowledged, EpochRow, Segment, Succession, walk
 from energybid.core import cose
 from energybid.core.entries import UINT_MAX
 from energybid.core.errors import EvidenceError, JournalDamagedError, JournalError, JournalStalledError

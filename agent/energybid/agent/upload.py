@@ -15,9 +15,10 @@ import json
 import logging
 import math
 
-from energybid.agent.journal import EpochRow, Journal, Segment
+from energybid.agent.journal import Journal
 from energybid.agent.plan import UplinkPlan
 from energybid.agent.recorder import Recorder
+from energybid.agent.rows import EpochRow, Segment
 from energybid.core.cose import PublicKey
 from energybid.core.entries import Entry
 from energybid.core.errors import (

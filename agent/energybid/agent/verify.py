@@ -6,7 +6,8 @@ Used by ``energybid verify``; reads only, also while the agent runs.
 from collections import Counter
 from typing import Any
 
-from energybid.agent.journal import Acknowledged, EpochRow, Journal, Segment, same_root, split_hashes
+from energybid.agent.journal import Journal
+from energybid.agent.rows import Acknowledged, EpochRow, Segment, same_root, split_hashes
 from energybid.core import cose
 from energybid.core.cose import PublicKey
 from energybid.core.entries import Epoch, Reading

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import apsw
 
-from energybid.agent.journal import EpochRow, Journal
+from energybid.agent.journal import Journal
+from energybid.agent.rows import EpochRow
 from energybid.core.entries import Entry, Reading
 from energybid.core.log import Salts, parse_entry
 from energybid.headend.store import EpochRow as StoredEpoch

@@ -9,7 +9,8 @@ from typing import Any
 import apsw
 import sqlite_utils
 
-from energybid.agent.journal import EpochRow, Journal
+from energybid.agent.journal import Journal
+from energybid.agent.rows import EpochRow
 from energybid.core import exit_codes
 from energybid.core.entries import Declaration, Reading
 from energybid.core.errors import EnergybidError

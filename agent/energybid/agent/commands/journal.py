@@ -11,9 +11,10 @@ import apsw
 
 from energybid.agent import system
 from energybid.agent.config import load_plan
-from energybid.agent.journal import ROLLED_BACK, EpochRow, Journal, Succession
+from energybid.agent.journal import Journal
 from energybid.agent.plan import AgentPlan
 from energybid.agent.quarantine import quarantines, rescue
+from energybid.agent.rows import ROLLED_BACK, EpochRow, Succession
 from energybid.core import cose, exit_codes
 from energybid.core.errors import EnergybidError, JournalError
 from energybid.core.evidence import Receipt, parse_receipt

@@ -30,8 +30,8 @@ from typing import NamedTuple
 
 import apsw
 
-from energybid.agent.journal import SEQUENCE_BITS, SEQUENCE_MAX
 from energybid.agent.plan import AgentPlan
+from energybid.agent.rows import SEQUENCE_BITS, SEQUENCE_MAX
 from energybid.core import cbor
 from energybid.core.cose import PublicKey
 from energybid.core.entries import Clock, Declaration, Entry, Reading, Start
