@@ -17,6 +17,7 @@ from energybid.bidding.assets import Curtailable, Deferrable, Pv
 from energybid.bidding.assets_stores import Battery, EvCharger, Thermal
 from energybid.bidding.horizon import Outlook
 from energybid.bidding.site import Site
+from energybid.bidding.site_shadow import shadows
 from random_sites import KINDS, draw_asset
 from round_oracle import quiet_solver
 
@@ -31,14 +32,7 @@ class Case:
     site: Site
     prices: list[float]
     base_w: list[int]
-    sun_w: list[int]
     step_h: float
-
-    def at(self, site: Site, step: int) -> Site:
-        assets = tuple(
-            replace(asset, forecast_w=self.sun_w[step]) if isinstance(asset, Pv) else asset for asset in site.assets
-        )
-        return replace(site, assets=assets)
 
 
 def draw(random: Random, steps: int) -> Case:
@@ -46,10 +40,11 @@ def draw(random: Random, steps: int) -> Case:
     assets = [_ends_within(draw_asset(kind, random, steps, step_h), steps) for kind in random.sample(KINDS, 5)]
     base_w = [random.randint(200, 2500) for _ in range(steps)]
     sun = random.randint(2000, 8000)
-    sun_w = [max(0, round(sun * (1 - ((t + 0.5) / steps * 4 - 2) ** 2))) for t in range(steps)]
+    sun_w = tuple(max(0, round(sun * (1 - ((t + 0.5) / steps * 4 - 2) ** 2))) for t in range(steps))
+    assets = [replace(asset, forecast_w=sun_w) if isinstance(asset, Pv) else asset for asset in assets]
     site = Site(tuple(assets), random.choice([5000, 10000, 17000, 40000]), random.choice([0, 3000, 6000, 40000]))
     prices = [random.choice([0, 60]) + random.gauss(50, 40) for _ in range(steps)]
-    return Case(site, prices, base_w, sun_w, step_h)
+    return Case(site, prices, base_w, step_h)
 
 
 def _ends_within(asset, steps):
@@ -64,15 +59,16 @@ def rounds(case: Case, *, acts: bool) -> tuple[float, float]:
     """Total worth, and turnover, of bidding round by round; or of doing nothing."""
     site, total, turnover = case.site, 0.0, 0.0
     outlook = Outlook.certain(case.step_h, case.prices[1:])
-    ahead = case.at(site, 0).ahead(outlook)
+    if acts:
+        outlook = outlook.raised(shadows(site, case.prices, outlook, case.base_w)[1:])
+    ahead = site.ahead(outlook)
     for t, price in enumerate(case.prices):
-        site = case.at(site, t)
         response = site.respond([rows[t] for rows in ahead], step_h=case.step_h, base_w=case.base_w[t], step=t)
         if acts:
             net_w = max(response.corners, key=lambda point: point.value - price * point.net_w).net_w
             split = response.split(net_w)
         else:
-            split = tuple(map(_idle_w, site.assets))
+            split = tuple(_idle_w(asset, t) for asset in site.assets)
         net_w = case.base_w[t] + sum(split)
         after = site.after(split, step_h=case.step_h, step=t)
         over_w = max(0, net_w - site.import_limit_w, -site.export_limit_w - net_w)
@@ -85,9 +81,9 @@ def rounds(case: Case, *, acts: bool) -> tuple[float, float]:
     return total + sum(_final(asset, case) for asset in site.assets), turnover
 
 
-def _idle_w(asset) -> int:
+def _idle_w(asset, step: int) -> int:
     if isinstance(asset, Pv):
-        return -asset.forecast_w
+        return -asset.forecast_w[step]
     return asset.load_w if isinstance(asset, Curtailable) else 0
 
 
@@ -104,7 +100,7 @@ def _worth(before, after, power_w: int, step: int, step_h: float) -> float:
     if isinstance(before, Deferrable):
         return before.worth * MILLION if after.done == 1 and not before.done else 0.0
     if isinstance(before, Pv):
-        return -before.support * (power_w + before.forecast_w) * step_h
+        return -before.support * (power_w + before.forecast_w[step]) * step_h
     left_w, cost = before.load_w - power_w, 0.0
     for shed in before.sheds:
         if left_w > 0:
@@ -134,6 +130,7 @@ class Plan:
         solver.setOptionValue("mip_rel_gap", 1e-4)
         solver.setOptionValue("time_limit", SECONDS)
         self.terms: list = []
+        solver.addBinary()  # so that it always is an integer program, and has a bound
         columns = [self._asset(asset) for asset in case.site.assets]
         for t, price in enumerate(case.prices):
             net = self._free()
@@ -253,7 +250,7 @@ class Plan:
 
     def _sun(self, sun):
         powers = []
-        for w in self.case.sun_w:
+        for w in sun.forecast_w:
             power = self.solver.addVariable(-w / KILO, 0 if sun.curtailable else -w / KILO)
             self.terms.append((power + w / KILO) * (-sun.support * self.h))
             powers.append(power)

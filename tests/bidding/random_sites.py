@@ -86,7 +86,7 @@ def _load(random, steps, step_h):
 
 def _sun(random, steps, step_h):
     return Pv(
-        forecast_w=random.randint(0, 8000),
+        forecast_w=(random.randint(0, 8000),),
         support=random.choice([0.0, 40.0]),
         curtailable=random.random() < 0.8,
     )

@@ -61,8 +61,8 @@ class RoundOracle:
         return self._store(asset, now)
 
     def _sun(self, sun):
-        power = self._solver.addVariable(-sun.forecast_w / KILO, 0 if sun.curtailable else -sun.forecast_w / KILO)
-        return power, -sun.support * (power + sun.forecast_w / KILO)
+        power = self._solver.addVariable(-sun.forecast_w[0] / KILO, 0 if sun.curtailable else -sun.forecast_w[0] / KILO)
+        return power, -sun.support * (power + sun.forecast_w[0] / KILO)
 
     def _load(self, load):
         off = [self._solver.addBinary() for _ in load.sheds]
@@ -82,7 +82,7 @@ class RoundOracle:
         if not run.earliest <= now.step <= run.deadline - len(run.profile_w):
             self._solver.addConstr(begins <= 0)
         gain = (run.worth * 1e6 + now.ahead[1] - now.ahead[0]) / now.step_h
-        return begins * (run.profile_w[0] / KILO), begins * (gain / KILO)
+        return begins * (run.profile_w[0] / KILO), begins * _large(gain / KILO)
 
     def _store(self, store, now):
         solver = self._solver
@@ -99,9 +99,14 @@ class RoundOracle:
             after = [(state - rest) / reach.mode.gain / KILO for state in reach.states]
             assert all(reach.mode.least - 1e-9 <= s <= reach.mode.most + 1e-9 for s in reach.states)
             solver.addConstr(sum(s * x for s, x in zip(shares, after, strict=True)) == power)
-            value = sum(s * (w / now.step_h / KILO) for s, w in zip(shares, reach.worths, strict=True))
+            value = sum(s * _large(w / now.step_h / KILO) for s, w in zip(shares, reach.worths, strict=True))
             powers.append(power)
             worths.append(value - reach.mode.cost * power)
             chosen.append(on)
         solver.addConstr(sum(chosen) == 1)
         return sum(powers), sum(worths)
+
+
+def _large(number: float) -> float:
+    """The solver refuses coefficients that are next to nothing."""
+    return number if abs(number) > 1e-8 else 0.0

@@ -64,21 +64,23 @@ class _Stateless:
 class Pv(_Stateless):
     """Generation that may be curtailed by any part, or not at all."""
 
-    forecast_w: int
-    """What it would give in the round; 0 or more."""
+    forecast_w: tuple[int, ...]
+    """What it would give in each step from the outlook's round, 0 or more; the last holds on."""
     support: float = 0.0
     """Paid for what it generates beside the market's price, money per MWh."""
     curtailable: bool = True
 
     def __post_init__(self) -> None:
         """Refuse negative generation."""
-        _positive(forecast_w=self.forecast_w)
+        if not self.forecast_w:
+            raise ValueError("a forecast has at least one step")
+        _positive(forecast_w=min(self.forecast_w))
 
-    def offer(self, now: Now) -> Offer:  # noqa: ARG002 (of the protocol)
+    def offer(self, now: Now) -> Offer:
         """All of it, and with less generation less support."""
-        if not self.curtailable or not self.forecast_w:
-            return (Piece(-self.forecast_w, 0.0),)
-        return (Piece(-self.forecast_w, 0.0, (Segment(self.forecast_w, -self.support),)),)
+        power_w = self.forecast_w[min(now.step, len(self.forecast_w) - 1)]
+        segments = (Segment(power_w, -self.support),) if self.curtailable and power_w else ()
+        return (Piece(-power_w, 0.0, segments),)
 
     def after(self, now: Now, power_w: int) -> Pv:  # noqa: ARG002
         """Unchanged."""
@@ -107,7 +109,7 @@ class Curtailable(_Stateless):
         if any(shed.power_w <= 0 for shed in self.sheds) or sum(shed.power_w for shed in self.sheds) > self.load_w:
             raise ValueError("a load sheds parts of itself, each with a power")
 
-    def offer(self, now: Now) -> Offer:  # noqa: ARG002
+    def offer(self, now: Now) -> Offer:  # noqa: ARG002 (of the protocol)
         """One power for each number of parts that are off."""
         shed_w = accumulate((shed.power_w for shed in self.sheds), initial=0)
         costs = accumulate((shed.power_w * shed.cost for shed in self.sheds), initial=0.0)

@@ -6,7 +6,7 @@ a Markov chain that may differ from step to step. One state everywhere is a list
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import fsum, isclose
 from typing import TYPE_CHECKING, NamedTuple
@@ -67,3 +67,9 @@ class Outlook:
         stages = tuple(Stage(tuple(p for p, _ in pairs), (tuple(w for _, w in pairs),)) for pairs in distributions)
         means = [fsum(price * weight for price, weight in pairs) for pairs in distributions]
         return cls(step_h, stages, fsum(means) / max(1, len(means)))
+
+    def raised(self, shadows: Sequence[float]) -> Outlook:
+        """With a shadow price (``site_shadow``) on all prices of each stage, money per MWh."""
+        pairs = zip(self.stages, shadows, strict=True)
+        stages = tuple(Stage(tuple(price + shadow for price in stage.prices), stage.weights) for stage, shadow in pairs)
+        return replace(self, stages=stages)

@@ -258,6 +258,31 @@ def reaches(modes: tuple[Mode, ...], grid: Array, worth: Array, rest: float, kno
     return result
 
 
+def liked_w(modes: tuple[Mode, ...], grid: Array, worth: Array, rest: float, price: float, step_h: float) -> int:  # noqa: PLR0913, PLR0917
+    """The whole watts that are best at one price, without the curve.
+
+    Args:
+        modes: Of the step.
+        grid: The store's states.
+        worth: Of each at the end of the step.
+        rest: The state at the end of the step if nothing is done.
+        price: Money per MWh.
+        step_h: Length of the step, hours.
+    """
+    best, best_w = -inf, 0
+    for mode in modes:
+        low_w, high_w = _whole_powers(mode, rest)
+        if low_w > high_w:
+            continue
+        powers = np.rint((grid - rest) / mode.gain)
+        powers = np.concatenate(([low_w, high_w], powers[(powers > low_w) & (powers < high_w)]))
+        gains = np.interp(rest + mode.gain * powers, grid, worth) - (price + mode.cost) * step_h * powers
+        place = int(gains.argmax())
+        if gains[place] > best:
+            best, best_w = float(gains[place]), int(powers[place])
+    return best_w
+
+
 def _whole_powers(mode: Mode, rest: float) -> tuple[int, int]:
     """Rounded inwards: a hard limit is not broken by a part of a watt."""
     ends = ((mode.least - rest) / mode.gain, (mode.most - rest) / mode.gain)
