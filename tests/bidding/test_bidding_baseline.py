@@ -93,7 +93,7 @@ DATES = st.one_of(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     name=st.sampled_from(NAMES), day=DATES, hour=st.integers(0, 23), number=st.integers(1, 4),
     salt=st.integers(0, 2**32), holes=st.integers(0, 12), held=st.sets(st.integers(1, 40), max_size=8),

@@ -188,7 +188,10 @@ def parse(data: bytes) -> Programme:
     """
     if len(data) > FILE_MAX:
         raise ValueError(f"a programme's file has at most {FILE_MAX} bytes")
-    table = _Table(tomllib.loads(data.decode()), "programme")
+    try:
+        table = _Table(tomllib.loads(data.decode()), "programme")
+    except RecursionError:
+        raise ValueError("programme: too many tables in one another") from None
     table.ignore("source", "about", "operator")
     method = table.choice("method", Method)
     zone = table.table("zone")

@@ -1,0 +1,271 @@
+"""``energybid settle``: recompute a round's money from its evidence bundle, offline."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from energybid.agent.commands.keys import read_public
+from energybid.agent.moments import moment_text
+from energybid.core import cose, exit_codes
+from energybid.core.errors import ConfigurationError, EnergybidError, EvidenceError
+from energybid.sync import market
+from energybid.sync.bundle import FILE_MAX, Bundle, parse_bundle, parse_inputs
+from energybid.sync.market import Award, Bid, Conduct, Confirmation, Round, Statement, Verdict
+from energybid.sync.recompute import Outcome, verify
+
+HELP = "recompute what a market round is worth from its evidence bundle"
+EXAMPLES = """\
+examples:
+  energybid settle verify round-42.bundle --key market=market.pub.pem --key gateway=bids.pub.pem \\
+      --key log=log.pub.pem --key headend=headend.pub.pem
+  energybid settle verify round-42.bundle --key market.pub.pem --key bids.pub.pem --key log.pub.pem --json
+  energybid settle show round-42.bundle
+
+A key is trusted in the role that is named before it; without one in any role.
+Exit code 0: everything checks and agrees. 3: the bundle is not what it claims, or the money is another.
+"""
+ROLES = ("market", "gateway", "log", "headend")
+_SIDES = {"market": "the market", "gateway": "the gateway, for its bids", "log": "the gateway's log", "headend": "the head-end"}  # fmt: skip  # noqa: E501
+_NOT_PROVEN = (
+    "that the meter measured rightly, or that the gateway's clock was right: the log holds what the gateway received",
+    "that no reading nearer to an interval's boundary was left out of the bundle",
+    "that the other event days, which the market signed as inputs, are the right ones",
+    "that the keys are whose you think: get them from their owners, not with this file",
+)
+Keys = Mapping[bytes, list[tuple[str | None, cose.PublicKey, str]]]
+"""kid → (role or None, key, file) as given."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``settle``."""
+    commands = parser.add_subparsers(dest="what", required=True, metavar="verify|show")
+    verifying = commands.add_parser("verify", help="check every signature and proof, and recompute the money")
+    showing = commands.add_parser("show", help="what a bundle says, without checking any of it")
+    for each in (verifying, showing):
+        each.add_argument("bundle", type=Path, help="the bundle's file")
+        each.add_argument("--json", action="store_true", help="print one JSON object")
+    verifying.add_argument(
+        "--key", action="append", default=[], metavar="[ROLE=]FILE", help=f"public key, PEM; roles: {', '.join(ROLES)}"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Verify or show."""
+    data = _read(arguments.bundle)
+    if arguments.what == "show":
+        facts = shown(parse_bundle(data))
+        sys.stdout.write((json.dumps(facts) if arguments.json else _show_text(str(arguments.bundle), facts)) + "\n")
+        return exit_codes.OK
+    report = explain(data, _keys(arguments.key))
+    sys.stdout.write((json.dumps(report) if arguments.json else words(str(arguments.bundle), report)) + "\n")
+    return exit_codes.OK if report["verified"] else exit_codes.NOT_VERIFIED
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(FILE_MAX + 1)
+    except OSError as error:
+        raise EnergybidError(f"{path}: {error.strerror}") from None
+
+
+def _keys(given: list[str]) -> Keys:
+    """Keys by their id.
+
+    Raises:
+        ConfigurationError: A role that is none, or a file without a key.
+    """
+    keys: dict[bytes, list[tuple[str | None, cose.PublicKey, str]]] = {}
+    for text in given:
+        role, _, path = text.rpartition("=") if text.partition("=")[0] in ROLES else ("", "", text)
+        if not role and "=" in text and not Path(text).exists():
+            raise ConfigurationError([f"--key {text}: {text.partition('=')[0]!r} is not one of {', '.join(ROLES)}"])
+        key = read_public(Path(path))
+        keys.setdefault(key.kid, []).append((role or None, key, path))
+    return keys
+
+
+def _trusted(keys: Keys) -> Callable[[str, bytes], cose.PublicKey | None]:
+    def key_for(role: str, kid: bytes) -> cose.PublicKey | None:
+        return next((key for given, key, _ in keys.get(kid, []) if given in {None, role}), None)
+
+    return key_for
+
+
+# ---------------------------------------------------------------- verify
+
+
+def explain(data: bytes, keys: Keys) -> dict[str, Any]:
+    """Verify a bundle; the report says ``verified``, and if not, which ``faults``."""
+    try:
+        outcome = verify(data, _trusted(keys))
+    except EvidenceError as error:
+        return {"kind": "settlement", "verified": False, "authentic": False, "faults": [str(error)]}
+    checks = [{"what": each.what, "agrees": each.agrees, "said": each.said} for each in outcome.checks]
+    faults = [f"{each.what}: {each.said}" for each in outcome.checks if not each.agrees]
+    facts = {"kind": "settlement", "verified": outcome.agrees, "authentic": True, "faults": faults, "checks": checks}
+    return facts | _round_facts(outcome) | _energy_facts(outcome) | {"signed": _signed(outcome, keys)}
+
+
+def _round_facts(outcome: Outcome) -> dict[str, Any]:
+    made, statement = outcome.proven.round, outcome.proven.statement
+    confirmation = outcome.proven.confirmation
+    return {
+        "market": made.market,
+        "round": made.number,
+        "gateway": outcome.proven.bid.origin,
+        "begins": moment_text(made.begins_ms),
+        "ends": moment_text(made.begins_ms + made.duration_ms),
+        "programme": made.programme,
+        "price": f"{market.price(outcome.proven.award.ticks, made.decimals)} {made.currency}/MWh",
+        "conduct": None if confirmation is None else Conduct(confirmation.conduct).name.lower(),
+        "amount_stated": f"{market.price(statement.amount, made.decimals)} {made.currency}",
+    }
+
+
+def _energy_facts(outcome: Outcome) -> dict[str, Any]:
+    proven, baseline, settled = outcome.proven, outcome.baseline, outcome.settled
+    facts: dict[str, Any] = {
+        "meter": proven.inputs.meter,
+        "readings_give_intervals": len(proven.loads),
+        "receipts": sum(receipt is not None for receipt in proven.receipts),
+        "logs": len(proven.checkpoints),
+    }
+    if baseline is not None:
+        facts["days"] = [
+            {"day": day.isoformat(), "mean_wh": str(usage), "weight": weight} for day, usage, weight in baseline.days
+        ]
+        facts["passed_over"] = [{"day": day.isoformat(), "why": str(why)} for day, why in baseline.passed]
+        adjusted = baseline.adjusted
+        facts["adjustment"] = (
+            None
+            if adjusted is None
+            else {"found": None if adjusted.found is None else str(adjusted.found), "applied": str(adjusted.applied)}
+        )
+    if settled is not None:
+        facts["amount"] = f"{market.price(settled.amount, proven.round.decimals)} {proven.round.currency}"
+        facts["intervals"] = [_interval(outcome, at, line) for at, line in enumerate(settled.lines)]
+    return facts
+
+
+def _interval(outcome: Outcome, at: int, line: Any) -> dict[str, Any]:  # noqa: ANN401  a Line
+    begins_ms = outcome.proven.round.begins_ms + at * outcome.proven.inputs.interval_ms
+    load = outcome.proven.loads.get(begins_ms)
+    return {
+        "begins": moment_text(begins_ms),
+        "baseline_wh": line.baseline_wh,
+        "actual_wh": line.actual_wh,
+        "delivered_wh": line.delivered_wh,
+        "actual_at_least_wh": None if load is None or load.low is None else str(load.low),
+        "actual_at_most_wh": None if load is None or load.high is None else str(load.high),
+    }
+
+
+def _signed(outcome: Outcome, keys: Keys) -> list[dict[str, Any]]:
+    return [
+        {"role": role, "kid": kid.hex(), "file": keys[kid][0][2], "named": any(given == role for given, _, _ in keys[kid])}
+        for role, kid in outcome.proven.signers
+    ]  # fmt: skip
+
+
+def words(name: str, report: dict[str, Any]) -> str:
+    """The report for people."""
+    if not report["authentic"]:
+        return f"{name}: settlement: NOT VERIFIED\nfault: {report['faults'][0]}"
+    verdict = "verified" if report["verified"] else "NOT VERIFIED"
+    lines = [
+        f"{name}: settlement: {verdict}",
+        "",
+        f"Round {report['round']} of {report['market']} for gateway {report['gateway']},"
+        f" {report['begins']} to {report['ends']}, at {report['price']}, baseline {report['programme']}.",
+        "",
+        *(f"  {'agrees ' if each['agrees'] else 'DIFFERS'}  {each['what']}: {each['said']}" for each in report["checks"]),
+        "",
+        *_energy_words(report),
+        "Signed by:",
+        *(_signer(each) for each in report["signed"]),
+        "",
+        "NOT proven:",
+        *(f"  * {each}" for each in _unproven(report)),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _energy_words(report: dict[str, Any]) -> list[str]:
+    lines = [
+        f"  {each['begins']}  baseline {each['baseline_wh']} Wh, imported {each['actual_wh']} Wh"
+        f" (at least {each['actual_at_least_wh'] or '?'}, at most {each['actual_at_most_wh'] or '?'}),"
+        f" delivered {each['delivered_wh']} Wh"
+        for each in report.get("intervals", [])
+    ]
+    taken = [f"{each['day']} ({each['weight']})" for each in report.get("days", []) if each["weight"]]
+    passed = [f"{each['day']}: {each['why']}" for each in report.get("passed_over", [])]
+    lines += [f"  days (weight): {', '.join(taken)}"] if taken else []
+    lines += [f"  passed over: {', '.join(passed)}"] if passed else []
+    if report.get("adjustment"):
+        lines.append(f"  adjustment {report['adjustment']['applied']} (before bounds: {report['adjustment']['found']})")
+    return [*lines, ""] if lines else []
+
+
+def _signer(each: dict[str, Any]) -> str:
+    doubt = "" if each["named"] else f"; that it is, is not said: give {each['role']}={each['file']}"
+    return f"  * {_SIDES[each['role']]}: key {each['kid']} ({each['file']}{doubt})"
+
+
+def _unproven(report: dict[str, Any]) -> list[str]:
+    missing = report["logs"] - report["receipts"]
+    late = [f"that anybody but the gateway had the readings at any time: {missing} of {report['logs']} logs without receipt"]  # fmt: skip  # noqa: E501
+    return [*_NOT_PROVEN, *(late if missing else [])]
+
+
+# ---------------------------------------------------------------- show
+
+
+def shown(bundle: Bundle) -> dict[str, Any]:
+    """What a bundle says; nothing is verified.
+
+    Raises:
+        EvidenceError: A message in it can not be read.
+    """
+    messages: dict[str, Any] = {}
+    for name, kind in (("round", Round), ("bid", Bid), ("award", Award), ("confirmation", Confirmation), ("statement", Statement)):  # fmt: skip  # noqa: E501
+        data: bytes | None = getattr(bundle, name)
+        message = None if data is None else market.parse(kind, cose.peek(data)[1])  # type: ignore[type-var]
+        messages[name] = None if message is None else {key: _plain(value) for key, value in message._asdict().items()}
+    inputs = parse_inputs(bundle.inputs)
+    return {
+        "kind": "settlement",
+        "verified": None,
+        **messages,
+        "verdict": Verdict(messages["award"]["verdict"]).name.lower(),
+        "meter": inputs.meter,
+        "interval_ms": inputs.interval_ms,
+        "other_event_days": [day.isoformat() for day in inputs.events],
+        "intervals": len(inputs.loads),
+        "logs": [
+            {"entries": len(part.entries), "receipt": part.receipt is not None, "kid": cose.peek(part.checkpoint)[0].hex()}
+            for part in bundle.logs
+        ],
+    }  # fmt: skip
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    return value.hex() if isinstance(value, bytes) else value
+
+
+def _show_text(name: str, facts: dict[str, Any]) -> str:
+    lines = [f"{name}: settlement, NOT CHECKED (energybid settle verify checks it)"]
+    for key in ("round", "bid", "award", "confirmation", "statement"):
+        fields = facts[key] or {"none": "not in the bundle"}
+        lines += ["", key, *(f"  {field}: {value}" for field, value in fields.items())]
+    entries = sum(part["entries"] for part in facts["logs"])
+    receipts = sum(part["receipt"] for part in facts["logs"])
+    lines += [
+        "",
+        f"meter {facts['meter']!r}: {facts['intervals']} intervals of {facts['interval_ms'] // 60_000} min"
+        f" from {entries} entries of {len(facts['logs'])} logs, {receipts} with receipt",
+    ]
+    return "\n".join(lines)

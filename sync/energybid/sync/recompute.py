@@ -1,0 +1,350 @@
+"""Verifying an evidence bundle, and settling its round once more from the readings alone (docs/settlement.md).
+
+Two kinds of answers: ``EvidenceError`` when the file can not be relied on at all (a signature, hash or proof is wrong);
+otherwise a list of comparisons between what the market stated and what comes out here. Pure: bytes and public keys in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import TYPE_CHECKING, NamedTuple
+
+from energybid.bidding import baseline_rules
+from energybid.bidding.baseline import Baseline, Event, compute, needed
+from energybid.bidding.settlement import Load, Point, Register, Settled, Terms, load, settle
+from energybid.core import cose
+from energybid.core.disclosure import explained, same_tree
+from energybid.core.entries import Clock, Declaration, Entry, Reading, Start, parse
+from energybid.core.errors import EvidenceError
+from energybid.core.evidence import Checkpoint, Receipt, parse_checkpoint, parse_receipt
+from energybid.core.quantities import Status
+from energybid.core.timeline import Timeline
+from energybid.core.tree import leaf_hash, verify_inclusion
+from energybid.sync import market
+from energybid.sync.bundle import Bundle, Inputs, need, parse_bundle, parse_inputs
+from energybid.sync.market import Award, Bid, Confirmation, Pricing, Round, Statement, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+KeyFor = Callable[[str, bytes], cose.PublicKey | None]
+"""(Role, kid) → the key that the verifier trusts in that role: market, gateway (bids), log, headend; or None."""
+
+
+class Signer(NamedTuple):
+    """Who signed something."""
+
+    role: str
+    """market, gateway, log or headend."""
+    kid: bytes
+
+
+class Proven(NamedTuple):
+    """What a bundle says whose every signature, hash and proof holds."""
+
+    round: Round
+    bid: Bid
+    award: Award
+    confirmation: Confirmation | None
+    statement: Statement
+    inputs: Inputs
+    checkpoints: tuple[Checkpoint, ...]
+    receipts: tuple[Receipt | None, ...]
+    signers: tuple[Signer, ...]
+    loads: Mapping[int, Load]
+    """From the readings, for every interval that the programme may ask for."""
+
+
+class Check(NamedTuple):
+    """One comparison of what the bundle says with what comes out of it."""
+
+    what: str
+    agrees: bool
+    said: str
+
+
+class Outcome(NamedTuple):
+    """The recomputation."""
+
+    proven: Proven
+    baseline: Baseline | None
+    settled: Settled | None
+    checks: tuple[Check, ...]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether everything does."""
+        return all(check.agrees for check in self.checks)
+
+
+# ---------------------------------------------------------------- readings
+
+
+def register_loads(
+    entries: Iterable[Sequence[tuple[int, Entry]]], inputs: Inputs, wanted: Iterable[int]
+) -> dict[int, Load]:
+    """Net import of intervals from the entries of logs.
+
+    Args:
+        entries: For each log, entries with their sequence: readings, their declarations, and Start and Clock entries.
+        inputs: Names the meter, its registers and the interval's length.
+        wanted: Beginnings of intervals.
+
+    Returns:
+        Those that are known.
+
+    Raises:
+        EvidenceError: A reading does not fit its declaration.
+    """
+    logs = [_Readings(log, inputs.meter) for log in entries]
+    imports = Register(_runs(logs, inputs.imports))
+    exports = None if inputs.exports is None else Register(_runs(logs, inputs.exports))
+    loads = {begins_ms: load(imports, exports, begins_ms, inputs.interval_ms) for begins_ms in wanted}
+    return {begins_ms: each for begins_ms, each in loads.items() if each is not None}
+
+
+class _Readings:
+    """The readings of one meter in one log."""
+
+    def __init__(self, entries: Sequence[tuple[int, Entry]], meter: str) -> None:
+        self._by_sequence = dict(entries)
+        self._meter = meter
+        self._timeline = Timeline()
+        for sequence, entry in entries:
+            if isinstance(entry, Start | Clock):
+                self._timeline.add(sequence, entry)
+
+    def of(self, obis: bytes) -> list[tuple[Point, str | None, int]]:
+        """(Point, the meter's serial number, status) of a register, in the log's order."""
+        found = []
+        for sequence, entry in sorted(self._by_sequence.items()):
+            if isinstance(entry, Reading):
+                declared = self._by_sequence.get(entry.declaration)
+                reading, declaration = explained(entry, sequence, declared, entry.declaration)
+                if declaration.meter == self._meter:
+                    found += self._points(reading, declaration, obis)
+        return found
+
+    def _points(self, reading: Reading, declaration: Declaration, obis: bytes) -> list[tuple[Point, str | None, int]]:
+        corrected = self._timeline.correct(reading)
+        if corrected.uncertainty_ms is None:
+            return []
+        time_ms, error_ms = corrected.time_ms, corrected.uncertainty_ms
+        marks = reading.status or (Status.OK,) * len(reading.values)
+        quantities = declaration.groups[reading.group][1]
+        return [
+            (
+                Point(
+                    time_ms,
+                    time_ms - reading.span_ms - error_ms,
+                    time_ms + error_ms,
+                    0,
+                    value * Fraction(10) ** exponent,
+                ),
+                declaration.serial,
+                mark,
+            )
+            for (code, unit, exponent, cumulative), value, mark in zip(quantities, reading.values, marks, strict=True)
+            if code == obis and unit == "Wh" and cumulative and value is not None and mark != Status.SUSPECT
+        ]
+
+
+def _runs(logs: Iterable[_Readings], obis: bytes) -> list[Point]:
+    """All points of a register, numbered by runs: a roll-over, a restart or another serial number begins a new one."""
+    marked = sorted((each for log in logs for each in log.of(obis)), key=lambda each: each[0].time_ms)
+    points: list[Point] = []
+    run, serial = 0, marked[0][1] if marked else None
+    for point, its_serial, mark in marked:
+        run += mark != Status.OK or its_serial != serial
+        serial = its_serial
+        points.append(point._replace(run=run))
+    return points
+
+
+# ---------------------------------------------------------------- verifying
+
+
+def verify(data: bytes, key_for: KeyFor) -> Outcome:
+    """Verify a bundle and recompute its settlement.
+
+    Args:
+        data: The file.
+        key_for: Whom the verifier trusts.
+
+    Returns:
+        What was recomputed, and what of the statement agrees with it.
+
+    Raises:
+        EvidenceError: The file is damaged, altered, or not signed by trusted keys: nothing in it can be relied on.
+    """
+    proven, programme, event = _proven(parse_bundle(data), key_for)
+    baseline, fault = None, ""
+    listed = dict(proven.inputs.loads)
+    try:
+        baseline = compute(programme, event, listed, proven.inputs.events, proven.bid.schedule_w)
+    except (ValueError, OverflowError) as error:
+        fault = str(error)
+    actual = [listed[begins_ms] for begins_ms in event.intervals if begins_ms in listed]
+    settled = None
+    if baseline is not None and len(actual) == event.number:
+        settled = settle(baseline.wh, actual, terms_of(proven.round, proven.bid, proven.award, programme, event))
+    checks = (*_terms_checks(proven, programme), _loads_check(proven), *_money_checks(proven, settled, fault))
+    return Outcome(proven, baseline, settled, checks)
+
+
+def terms_of(made: Round, bid: Bid, award: Award, programme: baseline_rules.Programme, event: Event) -> Terms:
+    """What an award says about money."""
+    as_bid = made.pricing == Pricing.AS_BID
+    return Terms(bid.curve, bid.schedule_w, award.net_w, award.ticks, as_bid, event.interval_ms, programme.payment)
+
+
+def event_of(made: Round, interval_ms: int) -> Event:
+    """The intervals of a round.
+
+    Raises:
+        EvidenceError: They do not fill it.
+    """
+    need(interval_ms > 0 and made.duration_ms % interval_ms == 0, "the intervals do not fill the round")
+    return Event(made.begins_ms, interval_ms, made.duration_ms // interval_ms)
+
+
+def _proven(bundle: Bundle, key_for: KeyFor) -> tuple[Proven, baseline_rules.Programme, Event]:
+    """Hashes first, they are quick; then signatures; then what the readings say."""
+    _, bid, award, confirmation, statement = (
+        None if message is None else cose.peek(message)[1] for message in bundle[:5]
+    )
+    made = market.parse(Round, cose.peek(bundle.round)[1])
+    offered, awarded, stated = (
+        market.parse(Bid, bid or b""), market.parse(Award, award or b""), market.parse(Statement, statement or b"")
+    )  # fmt: skip
+    done = None if confirmation is None else market.parse(Confirmation, confirmation)
+    _chained(bundle, offered, awarded, done, stated)
+    _same_round(made, offered, awarded, done, stated)
+    inputs = parse_inputs(bundle.inputs)
+    try:
+        programme = baseline_rules.parse(inputs.programme)
+        event = event_of(made, inputs.interval_ms)
+        wanted = needed(programme, event, inputs.events)
+    except (ValueError, OverflowError) as error:
+        raise EvidenceError(f"bundle: {error}") from None
+    checkpoints = tuple(parse_checkpoint(cose.peek(part.checkpoint)[1]) for part in bundle.logs)
+    for part, checkpoint in zip(bundle.logs, checkpoints, strict=True):
+        need(checkpoint.origin == offered.origin, "a checkpoint is of another gateway")
+        for entry in part.entries:
+            verify_inclusion(leaf_hash(entry.canonical), entry.sequence, checkpoint.size, entry.path, checkpoint.root)
+    receipts, signers = _signatures(bundle, checkpoints, key_for)
+    entries = [[(each.sequence, parse(each.canonical)[1]) for each in part.entries] for part in bundle.logs]
+    loads = register_loads(entries, inputs, wanted)
+    return Proven(made, offered, awarded, done, stated, inputs, checkpoints, receipts, signers, loads), programme, event
+
+
+def _chained(bundle: Bundle, bid: Bid, award: Award, confirmation: Confirmation | None, statement: Statement) -> None:
+    """Every message names the one before by its hash."""
+    need(bid.round_hash == market.digest(bundle.round), "the bid answers another announcement")
+    need(award.bid_hash == market.digest(bundle.bid), "the award answers another bid")
+    awarded = market.digest(bundle.award)
+    need(confirmation is None or confirmation.award_hash == awarded, "the confirmation is for another award")
+    need(statement.award_hash == awarded, "the statement is for another award")
+    need(statement.inputs_hash == market.digest(bundle.inputs), "the statement names other inputs")
+
+
+def _same_round(made: Round, bid: Bid, award: Award, confirmation: Confirmation | None, statement: Statement) -> None:
+    answers = [each for each in (bid, award, confirmation, statement) if each is not None]
+    need(all(each[:2] == made[:2] for each in answers), "the messages are of several markets or rounds")
+    need(all(each.origin == bid.origin for each in answers), "the messages are for several gateways")
+    need(award.verdict == Verdict.AWARDED, "nothing was awarded: there is nothing to settle")
+
+
+def _signatures(
+    bundle: Bundle, checkpoints: Sequence[Checkpoint], key_for: KeyFor
+) -> tuple[tuple[Receipt | None, ...], tuple[Signer, ...]]:
+    """Every signature, each under a key of its role; the two sides do not share keys."""
+    parts = [("market", "round", bundle.round), ("gateway", "bid", bundle.bid), ("market", "award", bundle.award)]
+    parts += [("gateway", "confirmation", bundle.confirmation)] if bundle.confirmation is not None else []
+    parts += [("market", "statement", bundle.statement)]
+    parts += [("log", "checkpoint", part.checkpoint) for part in bundle.logs]
+    signers = [_signed(role, what, message, key_for)[0] for role, what, message in parts]
+    receipts: list[Receipt | None] = []
+    for part, checkpoint in zip(bundle.logs, checkpoints, strict=True):
+        receipts.append(None)
+        if part.receipt is not None:
+            signer, payload = _signed("headend", "receipt", part.receipt, key_for)
+            receipts[-1] = parse_receipt(payload)
+            same_tree(parse_receipt(payload), checkpoint)
+            signers.append(signer)
+    kids = {role: {signer.kid for signer in signers if signer.role == role} for role, _ in signers}
+    theirs = kids["market"] | kids.get("headend", set())
+    need(not theirs & (kids["gateway"] | kids["log"]), "one key signed for both sides")
+    need(all(len(kids[role]) == 1 for role in ("market", "gateway")), "several keys signed for one side")
+    return tuple(receipts), tuple(dict.fromkeys(signers))
+
+
+def _signed(role: str, what: str, message: bytes, key_for: KeyFor) -> tuple[Signer, bytes]:
+    kid, _ = cose.peek(message)
+    key = key_for(role, kid)
+    if key is None:
+        raise EvidenceError(f"{what}: signed by key {kid.hex()}, which was not given as {role} (--key)")
+    try:
+        return Signer(role, kid), cose.verify(message, key)
+    except EvidenceError as error:
+        raise EvidenceError(f"{what}: {error}") from None
+
+
+# ---------------------------------------------------------------- comparing
+
+
+def _terms_checks(proven: Proven, programme: baseline_rules.Programme) -> list[Check]:
+    made, bid, award = proven.round, proven.bid, proven.award
+    known = made.programme in baseline_rules.names()
+    same = known and baseline_rules.text_of(made.programme) == proven.inputs.programme
+    file = "the file that comes with this program" if same else "ANOTHER FILE than comes with this program"
+    timely = award.time_ms < made.begins_ms and bid.time_ms <= made.gate_ms
+    return [
+        Check("award", _offered(bid, award), f"{award.net_w} W at {award.ticks} ticks, from the bid's curve"),
+        Check("price", made.least_ticks <= award.ticks <= made.most_ticks, "within the round's bounds"),
+        Check("in time", timely, "bid before the gate, award before the interval, by their own times"),
+        Check("programme", programme.name == made.programme, f"{programme.name!r}, round: {made.programme!r}; {file}"),
+    ]
+
+
+def _offered(bid: Bid, award: Award) -> bool:
+    """Whether the curve offers the award at its price, or the award is less trade than that (docs/market.md)."""
+    curve = bid.curve
+    if award.net_w == bid.schedule_w or curve.allows(award.net_w, award.ticks):
+        return True
+    low_w, high_w = sorted((curve.net_w(award.ticks), bid.schedule_w))
+    return low_w <= award.net_w <= high_w and any(curve.allows(award.net_w, step.ticks) for step in curve.steps)
+
+
+def _loads_check(proven: Proven) -> Check:
+    """The inputs list exactly what the readings give."""
+    listed, read = dict(proven.inputs.loads), {at: each.wh for at, each in proven.loads.items()}
+    wrong = sorted(at for at in listed if listed[at] != read.get(at))
+    left_out = sorted(read.keys() - listed.keys())
+    said = f"{len(listed)} intervals from the readings"
+    if wrong:
+        at = wrong[0]
+        said = f"{len(wrong)} intervals differ from the readings, first {at}: {listed[at]} Wh said, {read.get(at)} read"
+    elif left_out:
+        said = f"{len(left_out)} intervals that the readings give are not used, the first at {left_out[0]}"
+    return Check("energy", not wrong and not left_out, said)
+
+
+def _money_checks(proven: Proven, settled: Settled | None, fault: str) -> list[Check]:
+    stated, decimals, currency = proven.statement, proven.round.decimals, proven.round.currency
+    if settled is None:
+        return [Check("baseline", agrees=False, said=fault or "an interval of the round is not known")]
+    pairs = (
+        ("baseline", stated.baseline_wh, settled.baseline_wh),
+        ("actual", stated.actual_wh, settled.actual_wh),
+        ("amount", stated.amount, settled.amount),
+    )
+
+    def text(what: str, number: int) -> str:
+        return f"{market.price(number, decimals)} {currency}" if what == "amount" else f"{number} Wh"
+
+    return [
+        Check(what, theirs == ours, f"{text(what, theirs)} stated, {text(what, ours)} recomputed")
+        for what, theirs, ours in pairs
+    ]
