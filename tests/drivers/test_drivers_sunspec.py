@@ -3,6 +3,7 @@
 import asyncio
 import json
 import struct
+import tomllib
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -14,11 +15,15 @@ from energybid.agent.cli import main
 from energybid.core.errors import ConfigurationError, NoReplyError
 from energybid.core.ports import Counter
 from energybid.core.quantities import Status, decimal_text
+from energybid.drivers.identify import Identity
 from energybid.drivers.modbus.decode import group_decoder
 from energybid.drivers.probe import Prober
 from energybid.drivers.profile import LoadedProfile, compile_profile, load_profile, parse_profile
+from energybid.drivers.scan import Found as FoundUnit
+from energybid.drivers.scan import Setting, State
 from energybid.drivers.sunspec.chain import BASES, MODELS_MAX, Chain, Found, Walk
 from energybid.drivers.sunspec.device import Device, read_device, walk
+from energybid.drivers.sunspec.found import make_profiles
 from energybid.drivers.sunspec.models import ABSENT, COMMON, COMMON_TEXTS, HEADER, METER, MODELS, TYPES, size
 from energybid.drivers.sunspec.profile import Choice, decimal, profile_text
 from energybid.drivers.sunspec.reader import TRIES, Reader
@@ -526,3 +531,46 @@ def test_wrong_arguments(arguments: list[str], fault: str, capsys: pytest.Captur
 def test_a_model_is_shown_without_a_device(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "show", "sunspec:203"]) == 0
     assert "energy-import" in capsys.readouterr().out
+
+
+def test_a_scan_makes_profiles_of_what_it_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "gateway.toml"
+
+    def scans(port: int) -> list[int]:
+        target = f"tcp://127.0.0.1:{port}"
+        return [
+            main(["scan", target, "--units", "1-3", "--write", str(path), "--resume", str(tmp_path / "state")]),
+            main(["scan", target, "--units", "1-3", "--write", "-", "--resume", str(tmp_path / "state")]),
+        ]
+
+    assert asyncio.run(served(scans)) == [0, 0]
+    out, err = capsys.readouterr()
+    meters = {meter["unit"]: meter for meter in tomllib.loads(path.read_text())["bus"][0]["meter"]}
+    assert meters[3]["profile"] == "eastron-sdm630"
+    made = [load_profile(str(tmp_path / meters[unit]["profile"])) for unit in (1, 2)]
+    assert [loaded.profile.model for loaded in made] == ["Simulated", "Simulated"]
+    assert "made of its SunSpec models 1 203 124" in out
+    assert f"{meters[1]['profile']} is not written; make it with: energybid profile sunspec tcp://" in err
+    assert ".toml" not in meters[1]["name"]
+    assert "power " in out
+
+
+def found_at(unit: int, **sunspec: str) -> FoundUnit:
+    return FoundUnit(setting=HOST, unit=unit, delay_s=0.0, identity=Identity(sunspec=sunspec))
+
+
+def test_devices_that_can_not_be_read_say_why() -> None:
+    dead, empty = found_at(1, base="0"), found_at(2, base="0")
+    words = memory(common(), [64_999, 0])
+
+    def answer(pdu: bytes) -> bytes:
+        _, first, count = struct.unpack(">BHH", pdu)
+        data = [words.get(at) for at in range(first, first + count)]
+        return b"\x83\x02" if None in data else struct.pack(f">BB{count}H", 3, 2 * count, *data)
+
+    settings_ = [Setting(HOST, parse_target(HOST), serial=False)]
+    state = State(found=[dead, empty, found_at(4), FoundUnit(setting=HOST, unit=5, delay_s=0.0)])
+    platform = bench(scripted(1, Sick([])), scripted(2, answer))
+    assert run(lambda: make_profiles(platform.open, settings_, state)) == {}
+    assert dead.fault == "SunSpec: unit 1, holding 40000 to 40001: nothing came"
+    assert empty.fault == "SunSpec: none of its models has a quantity that is implemented: 1 64999"

@@ -22,6 +22,8 @@ INDENT = " " * 10
 GAP = "   "
 INTERVAL = "60 s"
 NAME_MAX = 64
+SUFFIX = ".toml"
+"""A profile that was made of a device is a file; its meter's name goes without."""
 
 
 class Report(NamedTuple):
@@ -278,7 +280,7 @@ def _meter(found: Found, taken: _Taken) -> list[str]:
     number = f", serial number {identity.serial_number}" if identity.serial_number else ""
     table = [
         "[[bus.meter]]",
-        f"name = {_quoted(taken.free(f'{likely.profile}-{found.unit}'))}",
+        f"name = {_quoted(taken.free(f'{likely.profile.removesuffix(SUFFIX)}-{found.unit}'))}",
         f"profile = {_quoted(likely.profile)}",
         f"unit = {found.unit}",
         f"interval = {_quoted(INTERVAL)}",

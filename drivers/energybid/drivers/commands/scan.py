@@ -33,6 +33,7 @@ from energybid.drivers.scan import (
 from energybid.drivers.scan_report import PREAMBLE, Report, configuration, facts, render
 from energybid.drivers.scan_state import decode, encode, parse_units, units_text
 from energybid.drivers.serialport.find import USB, usb_ports
+from energybid.drivers.sunspec.found import Made, make_profiles
 from energybid.drivers.target import FORMS, BusTarget, add_tls_arguments, parse_target, tls_of
 
 HELP = "find the meters on a bus, say which models they are, show what they measure"
@@ -101,9 +102,10 @@ def run(arguments: argparse.Namespace) -> int:
     state = _resumed(arguments)
     existing = _existing(arguments)
     line = ProgressLine(terminal_width())
+    made: dict[str, Made] = {}
     fault, code = "", exit_codes.OK
     try:
-        asyncio.run(_scan(search, state, _Watcher(line, lambda: _save(arguments, state))))
+        made = asyncio.run(_scan(arguments, search, state, _Watcher(line, lambda: _save(arguments, state))))
     except KeyboardInterrupt:
         fault, code = "stopped", exit_codes.INTERRUPTED
     except BusDownError as error:
@@ -112,6 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     report = Report(arguments.target, search.settings, state)
     _save(arguments, state)
     _print(arguments, report, existing)
+    _keep(arguments, made)
     if state.found and not fault and arguments.write is None and not arguments.json:
         _say("Compare these with the displays. --write gateway.toml makes configuration of them.")
     if fault:
@@ -141,19 +144,23 @@ def _search(arguments: argparse.Namespace, profiles: list[LoadedProfile]) -> Sea
     return Search(settings=settings, units=units, profiles=profiles, thorough=arguments.thorough)
 
 
-async def _scan(search: Search, state: State, watcher: "_Watcher") -> None:
+async def _scan(arguments: argparse.Namespace, search: Search, state: State, watcher: "_Watcher") -> dict[str, Made]:
+    """Search and read values; the profiles that were made, by file name."""
     machine = platform()
     if not state.complete:
         await Scanner(machine.open_bus, search, state, watcher).run()
-    loaded = {profile.name: profile for profile in search.profiles}
+    made = {} if arguments.profile else await make_profiles(machine.open_bus, search.settings, state)
+    loaded = {profile.name: profile for profile in search.profiles} | {name: m.loaded for name, m in made.items()}
     for setting in search.settings:
         known = [f for f in state.at(setting) if f.identity and f.identity.likely and not f.values]
+        known = [f for f in known if f.identity and f.identity.likely and f.identity.likely.profile in loaded]
         if not known:
             continue
         watcher.line.show("reading values", 1.0, 0.5 * len(known))
         wanted = [Wanted(f.unit, loaded[f.identity.likely.profile]) for f in known if f.identity and f.identity.likely]
         for found, read in zip(known, await read_values(machine, setting.target, wanted), strict=True):
             found.values, found.fault = ([], read) if isinstance(read, str) else (read, "")
+    return made
 
 
 class _Watcher:
@@ -211,6 +218,17 @@ def _print(arguments: argparse.Namespace, report: Report, existing: str) -> None
     elif tables:
         replace_file(path, f"{existing.rstrip()}\n\n{tables}" if existing.strip() else f"{PREAMBLE}\n{tables}")
         _say(f"wrote {path}; check it with: energybid config check -c {path}")
+
+
+def _keep(arguments: argparse.Namespace, made: dict[str, Made]) -> None:
+    """Write the profiles that were made beside the configuration that names them."""
+    path: Path | None = arguments.write
+    for name, profile in made.items() if path is not None else ():
+        if path is not None and path != Path(STDOUT):
+            replace_file(path.parent / name, profile.text)
+            _say(f"wrote {path.parent / name}")
+        else:
+            _say(f"{name} is not written; make it with: energybid profile sunspec {arguments.target} -o {name}")
 
 
 def _stable_name(report: Report) -> str | None:
