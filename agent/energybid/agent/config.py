@@ -174,6 +174,8 @@ class Cabinet:
     buses: tuple[BusPlan, ...]
     profiles: dict[str, LoadedProfile]
     """By the meter's name."""
+    status: Path | None
+    """The agent's status file."""
 
 
 def load_cabinet(path: Path) -> Cabinet:
@@ -205,7 +207,8 @@ class _Planner:
         buses = tuple(self._bus(number, bus) for number, bus in enumerate(self._file.bus))
         if self._faults.lines:
             raise ConfigurationError(self._faults.lines)
-        return Cabinet(buses=buses, profiles=self._profiles)
+        status = self._file.status.path
+        return Cabinet(buses=buses, profiles=self._profiles, status=self._base / status if status else None)
 
     def plan(self) -> AgentPlan:
         file = self._file

@@ -160,8 +160,8 @@ def _down(bus: str, fault: BusDownError) -> Finding:
         "bus-down",
         bus,
         f"{fault}.",
-        "Nothing can be read there.",
-        "Where the agent has the port: energybid status shows its readings, systemctl stop energybid frees the port.",
+        "No meter of this bus could be read to the end.",
+        "See to that first.",
     )
 
 

@@ -4,11 +4,13 @@ Here live the options that say so, and the plan that follows from them. Imports 
 """
 
 import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from energybid.agent.config import Cabinet, load_cabinet
-from energybid.core.errors import ConfigurationError
+from energybid.core.errors import BusDownError, ConfigurationError, NoReplyError
 from energybid.core.ports import BusPlan, Endpoint, MeterPlan, SerialEndpoint
 from energybid.core.settings import parse_duration
 from energybid.drivers.modbus.map import ModbusMap
@@ -21,6 +23,8 @@ UNITS = range(256)
 TIMEOUT_S = 1.0
 """Where no profile says how long a meter may take."""
 RETRIES = 1
+FRESH_NS = 60 * 1_000_000_000
+"""A status file that was written so lately is that of a running agent."""
 SHORT = 0.1
 """Seconds that a late reply may come after its time-out, at a cabinet."""
 
@@ -44,6 +48,8 @@ class Place:
     """None: only raw registers can be read."""
     meter: MeterPlan | None
     """All quantities of the profile, in one group; None without a profile."""
+    status: Path | None = None
+    """The agent's status file, where a configuration names one."""
 
     @property
     def timeout_s(self) -> float:
@@ -150,7 +156,29 @@ def _place(cabinet: Cabinet, bus: BusPlan, meter: MeterPlan) -> Place:
     cost = meter.map.terms.cost if meter.map.terms else _cost(BusTarget(bus.kind, bus.endpoint), loaded)
     whole = _meter(meter.name, meter.unit, loaded, cost, timeout_s=meter.timeout_s, retries=meter.retries)
     where = f"{bus.name} ({endpoint_text(bus.endpoint)})"
-    return Place(name=meter.name, where=where, bus=bus, unit=meter.unit, loaded=loaded, meter=whole)
+    return Place(
+        name=meter.name, where=where, bus=bus, unit=meter.unit, loaded=loaded, meter=whole, status=cabinet.status
+    )
+
+
+@contextmanager
+def mindful_of_the_agent(place: Place, now_ns: Callable[[], int]) -> Iterator[None]:
+    """Where a meter on the network is not reached while the agent runs, say so: many take one connection only."""
+    try:
+        yield
+    except (NoReplyError, BusDownError) as error:
+        if isinstance(place.bus.endpoint, SerialEndpoint) or not _fresh(place.status, now_ns()):
+            raise
+        raise type(error)(
+            f"{error}; the agent is running and may have its only connection: energybid status -f {place.status} shows "
+            "what it reads"
+        ) from None
+
+
+def _fresh(status: Path | None, now_ns: int) -> bool:
+    with suppress(OSError):
+        return status is not None and abs(now_ns - status.stat().st_mtime_ns) < FRESH_NS
+    return False
 
 
 def endpoint_text(endpoint: Endpoint) -> str:

@@ -7,7 +7,7 @@ import re
 import sys
 from typing import Any
 
-from energybid.agent.cabinet.places import TARGETS, Place, add_place_arguments, place_of
+from energybid.agent.cabinet.places import TARGETS, Place, add_place_arguments, mindful_of_the_agent, place_of
 from energybid.agent.cabinet.reading import Asked, Look, Reader
 from energybid.agent.cabinet.table import asked_facts, delays_text, look_facts, look_lines, run_lines, run_rows
 from energybid.core import exit_codes
@@ -83,11 +83,12 @@ async def _look(place: Place) -> Look:
     real = platform()
     prober = Prober(real.open_bus, place.target)
     try:
-        reader = Reader(prober, place, real.now_ns)
-        look = await reader.look()
-        if not look.read:
-            raise reader.error(look.outcome)
-        return look
+        with mindful_of_the_agent(place, real.now_ns):
+            reader = Reader(prober, place, real.now_ns)
+            look = await reader.look()
+            if not look.read:
+                raise reader.error(look.outcome)
+            return look
     finally:
         await prober.close()
 

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 
-from energybid.agent.cabinet.places import TARGETS, Place, add_place_arguments, duration, place_of
+from energybid.agent.cabinet.places import TARGETS, Place, add_place_arguments, duration, mindful_of_the_agent, place_of
 from energybid.agent.cabinet.reading import Look, Reader
 from energybid.agent.cabinet.table import look_facts
 from energybid.agent.cabinet.watching import Statistics, changed, plain_line, screen
@@ -81,6 +81,7 @@ class _Watch:
             BusDownError: The bus could not be opened at the first poll.
         """
         real, loop = platform(), asyncio.get_running_loop()
+        self._now_ns = real.now_ns
         prober = Prober(real.open_bus, self._place.target)
         reader = Reader(prober, self._place, real.now_ns)
         due = loop.time()
@@ -95,7 +96,8 @@ class _Watch:
 
     async def _poll(self, reader: Reader) -> None:
         try:
-            look = await reader.look()
+            with mindful_of_the_agent(self._place, self._now_ns):
+                look = await reader.look()
         except BusDownError as error:
             if not self.statistics.polls:
                 raise

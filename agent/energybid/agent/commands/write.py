@@ -5,7 +5,7 @@ import asyncio
 import json
 import sys
 
-from energybid.agent.cabinet.places import TARGETS, Place, add_place_arguments, place_of
+from energybid.agent.cabinet.places import TARGETS, Place, add_place_arguments, mindful_of_the_agent, place_of
 from energybid.agent.cabinet.writing import (
     Change,
     Written,
@@ -67,9 +67,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _change(arguments: argparse.Namespace, place: Place, change: Change) -> Written | None:
-    driver = open_driver(platform(), place.bus)
+    real = platform()
+    driver = open_driver(real, place.bus)
     try:
-        before = await read_old(driver, place, change)
+        with mindful_of_the_agent(place, real.now_ns):
+            before = await read_old(driver, place, change)
         if not arguments.yes and not _confirmed(place, change, before):
             return None
         return Written(before, await _written(driver, place, change))
