@@ -10,6 +10,7 @@ from itertools import groupby
 from energybid.drivers.planner import REPLY_DELAY_S, Span, serial_cost, tcp_cost
 from energybid.drivers.profile import LoadedProfile, list_profiles, load_profile, plan_requests
 from energybid.drivers.profile_file import Source
+from energybid.drivers.sunspec.models import MODELS
 
 COMMAND = "python -m energybid.drivers.supported > SUPPORTED.md"
 BAUDRATE = 9600
@@ -69,6 +70,7 @@ def _lines(profiles: list[LoadedProfile]) -> Iterator[str]:
     yield "| maker | model | profile | quantities | requests, network | requests, line | time |"
     yield "|---|---|---|--:|--:|--:|--:|"
     yield from map(_row, profiles)
+    yield from _sunspec()
     yield "\n## Where the registers are known from"
     for maker, group in groupby(profiles, key=_maker):
         yield f"\n### {maker}"
@@ -76,6 +78,24 @@ def _lines(profiles: list[LoadedProfile]) -> Iterator[str]:
             yield f"\n`{loaded.name}`\n"
             yield from map(_source, loaded.profile.source)
     yield ""
+
+
+SUNSPEC = """
+## SunSpec
+
+Devices that follow SunSpec need no profile from here: `energybid scan`, or `energybid profile sunspec TARGET -o FILE.toml`,
+reads which models a device has and where, and makes one ([drivers/README.md](drivers/README.md#sunspec)). Models that are
+not in this table are passed over.
+
+| model | what it is | quantities | may be written |
+|--:|---|--:|---|"""  # noqa: E501  one sentence
+
+
+def _sunspec() -> Iterator[str]:
+    yield SUNSPEC
+    for model in MODELS.values():
+        controls = ", ".join(control.name for control in model.controls)
+        yield f"| {model.number} | {model.about} | {len(model.points) or ''} | {controls} |"
 
 
 def _maker(loaded: LoadedProfile) -> str:
