@@ -23,7 +23,7 @@ from energybid.core.errors import BusDownError, GarbledError, MeterError, NoRepl
 from energybid.core.ports import BusPlan, Driver, MeterPlan, Platform, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 logger = logging.getLogger("energybid.agent")
 
@@ -164,6 +164,8 @@ class BusPoller:
         self._pushed = asyncio.Event()
         self.on_poll_end: Callable[[], None] = lambda: None
         """Called whenever a poll or probe is over."""
+        self.before_close: Callable[[], Awaitable[None]] | None = None
+        """Awaited before the bus is released, however polling ends."""
 
     def remember(self, counters: Counters) -> None:
         """Know what an earlier run of the agent has logged last."""
@@ -193,6 +195,8 @@ class BusPoller:
                 for _ in range(workers):
                     tasks.create_task(self._work())
         finally:
+            if self.before_close is not None:
+                await self.before_close()
             await self.driver.close()
             self._close_gaps()
 

@@ -30,6 +30,7 @@ from energybid.sync.topics import topics_for
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from energybid.agent.control import Control
     from energybid.agent.plan import AgentPlan
     from energybid.agent.recorder import Recorder
     from energybid.agent.sharing import Proxy
@@ -62,6 +63,14 @@ def make_proxies(platform: Platform, plan: AgentPlan, pollers: list[BusPoller]) 
     return proxies
 
 
+def make_control(platform: Platform, recorder: Recorder, pollers: list[BusPoller]) -> Control | None:
+    """The control path, imported only where a meter has something to write."""
+    if not any(getattr(meter.plan.map, "writables", ()) for poller in pollers for meter in poller.meters):
+        return None
+    made: Control = importlib.import_module("energybid.agent.control").Control(platform, recorder, pollers)
+    return made
+
+
 class Agent:
     """The parts of one agent and their order of start and stop."""
 
@@ -74,6 +83,8 @@ class Agent:
         self._recorder = recorder
         self._pollers = [BusPoller(platform, recorder, open_driver(platform, plan, bus), bus) for bus in plan.buses]
         self._proxies = make_proxies(platform, plan, self._pollers)
+        self.control = make_control(platform, recorder, self._pollers)
+        """None where nothing can be written."""
         self._memory = Memory(platform, recorder.journal, self._pollers)
         self._uploader: Uploader | None = None
         if plan.uplink:
@@ -96,21 +107,14 @@ class Agent:
         recorder = self._recorder
         self.lost = lost
         try:
-            counters = await self._platform.offload(last_counters, recorder.journal, recorder.epoch)
-            await self._memory.recall()
-            recorder.started(self._plan.version, self._plan.configuration_hash)
-            for poller in self._pollers:
-                poller.remember(counters)
-                poller.declare()
-            if lost:
-                recorder.append(lost)
-            await recorder.commit()
-            self.lost = None
+            await self._begin(lost)
             async with asyncio.TaskGroup() as tasks:
                 polls = [tasks.create_task(poller.run()) for poller in self._pollers]
                 others = [tasks.create_task(recorder.run()), tasks.create_task(self._watchdog())]
                 others.append(tasks.create_task(self._memory.run()))
                 polls += [tasks.create_task(proxy.run()) for proxy in self._proxies]
+                if self.control:
+                    polls.append(tasks.create_task(self.control.run()))
                 if self._uploader:
                     others.append(tasks.create_task(self._uploader.run()))
                 if self._plan.status.path:
@@ -118,6 +122,8 @@ class Agent:
                 self._platform.notify("READY=1")
                 await stop.wait()
                 self._platform.notify("STOPPING=1")
+                if self.control:
+                    await self.control.close()
                 await _cancel(polls)
                 await self._flush()
                 await self._memory.close()
@@ -134,6 +140,23 @@ class Agent:
             raise error from group
         finally:
             await recorder.close()
+
+    async def _begin(self, lost: Gap | None) -> None:
+        """Know what earlier runs knew, open this run in the log, make safe what the last one has left held."""
+        recorder = self._recorder
+        counters = await self._platform.offload(last_counters, recorder.journal, recorder.epoch)
+        await self._memory.recall()
+        recorder.started(self._plan.version, self._plan.configuration_hash)
+        for poller in self._pollers:
+            poller.remember(counters)
+            poller.declare()
+        if lost:
+            recorder.append(lost)
+        await recorder.commit()
+        self.lost = None
+        if self.control:
+            await self.control.recall()
+            await self.control.make_safe()
 
     async def _flush(self) -> None:
         await self._recorder.commit()
@@ -153,6 +176,7 @@ class Agent:
     async def _write_status(self, path: str) -> None:
         def status() -> dict[str, object]:
             found = agent_status(self._platform, self._plan, self._recorder, self._pollers, self._uploader)
+            found["control"] = self.control.status() if self.control else []
             return found | {"proxies": [proxy.status() for proxy in self._proxies]}
 
         await write_status(self._plan.status.interval_s, status, lambda data: system.replace_file(path, data))

@@ -129,6 +129,19 @@ class Recorder:
             self._wake.set()
         return sequence
 
+    @property
+    def start(self) -> int:
+        """Sequence of this run's Start entry."""
+        return self._start
+
+    def append_at_once(self, entry: Known) -> None:
+        """Append an entry that is committed now, not with the interval; left out where there is no room for it."""
+        if self._overfull():
+            logger.error("not logged, for the disk refuses: %s", entry)
+            return
+        self.append(entry)
+        self._wake.set()
+
     def declare(self, declaration: Declaration, replaces: int = -1) -> int:
         """Append a meter's declaration, in place of the one at sequence ``replaces``; returns its sequence."""
         sequence = self.append(declaration)

@@ -73,6 +73,21 @@ def _learned(learned: dict[str, Any]) -> list[str]:
     return lines + ([f"    can not be read: {', '.join(refused)}"] if refused else [])
 
 
+def _point(point: dict[str, Any]) -> list[str]:
+    """Who holds a number; nothing for one that nobody holds and that is safe."""
+    if not point["open"] and not point["leases"]:
+        return []
+    written = "unknown" if point["written"] is None else f"{point['written']} {point['unit']}"
+    lines = [f"  {point['point']}: {written}" + ("" if point["leases"] else ", to be made safe")]
+    for lease in point["leases"]:
+        state = "" if lease["active"] else ", waits"
+        lines.append(
+            f"    {lease['owner']} ({lease['rank']}): {lease['value']} {point['unit']}"
+            f" for {lease['left_s']:.0f} s more{state}"
+        )
+    return lines
+
+
 def _proxy(proxy: dict[str, Any]) -> list[str]:
     """Who shares a bus through a proxy, and what became of the requests."""
     refused = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in proxy["refused"].items())
@@ -101,6 +116,8 @@ def render(status: dict[str, Any]) -> str:
         place = f"  {m['name']:20} {m['bus']:12} unit {m['unit']:3}"
         lines.append(f"{place}  {m['state']:8} {_time(m['time_ms'])}  {m['error']}".rstrip())
         lines += _learned(m.get("learned", {}))
+    for point in status.get("control", ()):
+        lines += _point(point)
     for proxy in status.get("proxies", ()):
         lines += _proxy(proxy)
     return "\n".join(lines) + "\n"
