@@ -8,6 +8,7 @@ look at one asset at a time, of their grids and of their hulls.
 """
 
 import argparse
+import sys
 from dataclasses import dataclass, replace
 from random import Random
 from statistics import median, quantiles
@@ -74,7 +75,8 @@ def rounds(case: Case, *, acts: bool) -> tuple[float, float]:
         over_w = max(0, net_w - site.import_limit_w, -site.export_limit_w - net_w)
         total -= (price * net_w + EXCESS_PRICE * over_w) * case.step_h
         total += sum(
-            _worth(a, b, power_w, t, case.step_h) for a, b, power_w in zip(site.assets, after.assets, split, strict=True)
+            _worth(a, b, power_w, t, case.step_h)
+            for a, b, power_w in zip(site.assets, after.assets, split, strict=True)
         )
         turnover += abs(price * net_w) * case.step_h
         site = after
@@ -245,7 +247,9 @@ class Plan:
             for k in range(len(off) - 1):
                 self.solver.addConstr(off[k] >= off[k + 1])
             self.terms += [b * (-s.power_w * s.cost * self.h / KILO) for b, s in zip(off, load.sheds, strict=True)]
-            powers.append(load.load_w / KILO - sum(b * (s.power_w / KILO) for b, s in zip(off, load.sheds, strict=True)))
+            powers.append(
+                load.load_w / KILO - sum(b * (s.power_w / KILO) for b, s in zip(off, load.sheds, strict=True))
+            )
         return powers
 
     def _sun(self, sun):
@@ -272,12 +276,12 @@ def main() -> None:
         of_turnover.append((best - ours) / turnover)
         if arguments.verbose:
             kinds = [type(asset).__name__ for asset in case.site.assets]
-            print(number, f"{100 * gaps[-1]:.3f} %", round(ours), round(best), round(idle), *kinds, flush=True)
+            sys.stdout.write(f"{number}: {100 * gaps[-1]:.3f} %, {ours:.0f} of {best:.0f}, {' '.join(kinds)}\n")
     for name, found in (("of what acting gains over doing nothing", gaps), ("of the turnover", of_turnover)):
         cuts = quantiles(found, n=20)
-        print(
+        sys.stdout.write(
             f"gap, share {name}: least {100 * min(found):.3f} %, median {100 * median(found):.3f} %,"
-            f" 75 % {100 * cuts[14]:.3f} %, 95 % {100 * cuts[18]:.3f} %, most {100 * max(found):.3f} %"
+            f" 75 % {100 * cuts[14]:.3f} %, 95 % {100 * cuts[18]:.3f} %, most {100 * max(found):.3f} %\n"
         )
 
 

@@ -75,7 +75,8 @@ def _wrong(site: Site, net: Array, shadow: Array) -> Array:
 def _planned(site: Site, prices: Array, outlook: Outlook) -> Array:
     """Net import of all assets in each step if each does what is best for itself."""
     certain = Outlook(outlook.step_h, Outlook.certain(outlook.step_h, prices[1:].tolist()).stages, outlook.later)
-    return np.sum([_path(asset, prices, certain) for asset in site.assets], axis=0)
+    total: Array = np.sum([_path(asset, prices, certain) for asset in site.assets], axis=0)
+    return total
 
 
 def _path(asset: Asset, prices: Array, outlook: Outlook) -> Array:

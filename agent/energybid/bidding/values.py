@@ -258,7 +258,7 @@ def reaches(modes: tuple[Mode, ...], grid: Array, worth: Array, rest: float, kno
     return result
 
 
-def liked_w(modes: tuple[Mode, ...], grid: Array, worth: Array, rest: float, price: float, step_h: float) -> int:  # noqa: PLR0913, PLR0917
+def liked_w(modes: tuple[Mode, ...], grid: Array, worth: Array, rest: float, price: float, step_h: float) -> int:
     """The whole watts that are best at one price, without the curve.
 
     Args:
