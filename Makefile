@@ -35,6 +35,12 @@ simulate: $(VENV)/.test  ## 2,000 of them, and a large site: hours
 	$(BIN)/energybid simulate world --seed 1001 --seeds 2000 --jobs 2 --log build
 	$(BIN)/energybid simulate world --seed 1 --seeds 20 --jobs 2 --large --log build
 
+.PHONY: oracle
+oracle: $(VENV)/.test  ## bids of 1,000 random sites against a mixed-integer solver, and the day's loss of 100 (minutes)
+	ENERGYBID_ORACLE_SITES=1000 ENERGYBID_ORACLE_SEED=1000 $(BIN)/pytest tests/bidding/test_bidding_oracle.py -q
+	PYTHONPATH=tests/bidding $(BIN)/python tests/bench/bidding_gap.py --sites 100 --steps 24
+	$(BIN)/python tests/bench/bidding_time.py
+
 .PHONY: debian
 debian:
 	@dpkg -s $(DEBIAN) >/dev/null 2>&1 || { $(SUDO) apt-get update -q && \
