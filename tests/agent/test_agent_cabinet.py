@@ -305,7 +305,9 @@ def test_counted_and_integrated_energy() -> None:
 
     course = [at(3600, 10, 0.0), at(7200, 11, 1.0), at(-100, 15, 3.0)]
     # From 3600 to 7200 W in 1 s, from 7200 W to none in 2 s: this meter does not count export.
-    assert sight_of("m", course).energy == Energy(period_s=3.0, counted_wh=5.0, integrated_wh=3.5, step_wh=1.0)
+    assert sight_of("m", course).energy == Energy(
+        period_s=3.0, counted_wh=5.0, integrated_wh=3.5, step_wh=1.0, doubt_wh=2.5
+    )
 
 
 # ---------------------------------------------------------------- writing

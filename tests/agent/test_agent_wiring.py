@@ -213,8 +213,10 @@ def test_frequencies(hertz: float, fine: bool) -> None:  # noqa: FBT001
 # ---------------------------------------------------------------- energy
 
 
-def energy(counted_wh: float, integrated_wh: float, step_wh: float = 1.0) -> dict[str, Finding]:
-    course = Energy(period_s=60.0, counted_wh=counted_wh, integrated_wh=integrated_wh, step_wh=step_wh)
+def energy(counted_wh: float, integrated_wh: float, step_wh: float = 1.0, doubt_wh: float = 0.0) -> dict[str, Finding]:
+    course = Energy(
+        period_s=60.0, counted_wh=counted_wh, integrated_wh=integrated_wh, step_wh=step_wh, doubt_wh=doubt_wh
+    )
     return found(replace(QUIET, energy=course))
 
 
@@ -225,6 +227,7 @@ def test_energy_is_compared_with_power_as_far_as_the_counter_allows() -> None:
     assert "energy" in energy(-55.0, 55.5)
     assert "energy" in energy(555.0, 55.5)
     assert "energy" not in energy(50.0, 55.5, step_wh=10.0)
+    assert "energy" not in energy(5.0, 55.5, doubt_wh=50.0), "a load that came and went between two looks"
     unknown = energy(0.0, 0.5)["energy-unknown"]
     assert unknown.cure == "Watch about 960 s at this load (--for)."
     assert "with a load" in energy(0.0, 0.0)["energy-unknown"].cure

@@ -48,6 +48,8 @@ class Energy:
     """Power over the same time, as far as it should be counted."""
     step_wh: float
     """The least that the counters show."""
+    doubt_wh: float = 0.0
+    """By so much the integral may be wrong: nobody looked between two moments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,13 +159,15 @@ def _energy(moments: Sequence[Moment], step: dict[tuple[int, int], float]) -> En
     def counted(numbers: Numbers) -> float:
         return numbers[1, TOTAL] - (numbers[2, TOTAL] if exports else 0.0)
 
-    joules = 0.0
+    joules = doubt = 0.0
     for before, after in pairwise(known):
         powers = [m.numbers[16, NOW] if exports else max(0.0, m.numbers[16, NOW]) for m in (before, after)]
         joules += sum(powers) / 2 * (after.at_s - before.at_s)
+        doubt += abs(powers[1] - powers[0]) / 2 * (after.at_s - before.at_s)
     return Energy(
         period_s=known[-1].at_s - known[0].at_s,
         counted_wh=counted(known[-1].numbers) - counted(known[0].numbers),
         integrated_wh=joules / 3600,
         step_wh=step[1, TOTAL],
+        doubt_wh=doubt / 3600,
     )

@@ -414,7 +414,7 @@ def energy(sight: Sight) -> Iterator[Finding]:
     found = sight.energy
     if found is None:
         return
-    room = 2 * found.step_wh + 0.1 * abs(found.integrated_wh)
+    room = 2 * found.step_wh + 0.1 * abs(found.integrated_wh) + found.doubt_wh
     difference = abs(found.counted_wh - found.integrated_wh)
     if difference > room:
         yield error(
