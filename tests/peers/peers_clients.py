@@ -27,8 +27,8 @@ from umodbus.client import tcp as umodbus_tcp
 from umodbus.client.serial import rtu as umodbus_rtu
 
 MBPOLL = shutil.which("mbpoll")
-WAIT_S = 0.15
-"""A simulated meter answers within milliseconds."""
+WAIT_S, SHORT_S = 2.0, 0.1
+"""For an answer; for silence."""
 SILENCE = "silence"
 ENOBASE = 112_345_678
 """libmodbus' own error numbers begin here; behind it are the exceptions' codes (modbus.h)."""
@@ -45,7 +45,7 @@ class Call(NamedTuple):
 
 
 Said = list[int] | tuple[str, int] | str
-Client = Callable[[str, list[Call]], list[Said]]
+Client = Callable[[str, list[Call], float], list[Said]]
 
 
 def _exception(code: int) -> tuple[str, int]:
@@ -57,11 +57,11 @@ def _exception(code: int) -> tuple[str, int]:
 _EXCEPTIONS = {"Illegal function": 1, "Illegal data address": 2, "Illegal data value": 3, "Target device failed": 11}
 
 
-def mbpoll(target: str, calls: list[Call]) -> list[Said]:
-    return [_mbpoll(target, call) for call in calls]
+def mbpoll(target: str, calls: list[Call], wait_s: float) -> list[Said]:
+    return [_mbpoll(target, call, wait_s) for call in calls]
 
 
-def _mbpoll(target: str, call: Call) -> Said:
+def _mbpoll(target: str, call: Call, wait_s: float) -> Said:
     assert MBPOLL
     _, endpoint = parse_target(target, baudrate=BAUDRATE)
     if isinstance(endpoint, SerialEndpoint):
@@ -69,7 +69,7 @@ def _mbpoll(target: str, call: Call) -> Said:
     else:
         where = ["-m", "tcp", "-p", str(endpoint.port), endpoint.host]
     table = "3:hex" if call.function == 4 else "4:hex"
-    arguments = [MBPOLL, "-0", "-1", "-q", "-o", str(WAIT_S), "-a", str(call.unit), "-r", str(call.first), "-t", table]
+    arguments = [MBPOLL, "-0", "-1", "-q", "-o", str(wait_s), "-a", str(call.unit), "-r", str(call.first), "-t", table]
     if not call.values:
         arguments += ["-c", str(call.count)]
     written = [f"0x{value:04X}" for value in call.values]
@@ -89,14 +89,14 @@ def _mbpoll(target: str, call: Call) -> Said:
 # ---------------------------------------------------------------- libmodbus (Debian libmodbus5)
 
 
-def libmodbus(target: str, calls: list[Call]) -> list[Said]:
+def libmodbus(target: str, calls: list[Call], wait_s: float) -> list[Said]:
     library = _library()
     _, endpoint = parse_target(target, baudrate=BAUDRATE)
     if isinstance(endpoint, SerialEndpoint):
         context = ctypes.c_void_p(library.modbus_new_rtu(endpoint.device.encode(), BAUDRATE, ord("N"), 8, 1))
     else:
         context = ctypes.c_void_p(library.modbus_new_tcp(endpoint.host.encode(), endpoint.port))
-    library.modbus_set_response_timeout(context, 0, round(WAIT_S * 1e6))
+    library.modbus_set_response_timeout(context, int(wait_s), round(wait_s % 1 * 1e6))
     assert library.modbus_connect(context) == 0
     try:
         return [_libmodbus(library, context, call) for call in calls]
@@ -127,17 +127,17 @@ def _libmodbus(library: Any, context: Any, call: Call) -> Said:
 # ---------------------------------------------------------------- pymodbus
 
 
-def pymodbus(target: str, calls: list[Call]) -> list[Said]:
+def pymodbus(target: str, calls: list[Call], wait_s: float) -> list[Said]:
     kind, endpoint = parse_target(target, baudrate=BAUDRATE)
     client: Any
     if isinstance(endpoint, SerialEndpoint):
         framer = FramerType.ASCII if kind == "modbus-ascii" else FramerType.RTU
-        client = ModbusSerialClient(endpoint.device, framer=framer, baudrate=BAUDRATE, timeout=WAIT_S, retries=0)
+        client = ModbusSerialClient(endpoint.device, framer=framer, baudrate=BAUDRATE, timeout=wait_s, retries=0)
     elif kind == "modbus-udp":
-        client = ModbusUdpClient(endpoint.host, port=endpoint.port, timeout=WAIT_S, retries=0)
+        client = ModbusUdpClient(endpoint.host, port=endpoint.port, timeout=wait_s, retries=0)
     else:
         framer = FramerType.RTU if kind == "modbus-rtu-tcp" else FramerType.SOCKET
-        client = ModbusTcpClient(endpoint.host, port=endpoint.port, framer=framer, timeout=WAIT_S, retries=0)
+        client = ModbusTcpClient(endpoint.host, port=endpoint.port, framer=framer, timeout=wait_s, retries=0)
     with client:
         return [_pymodbus(client, call) for call in calls]
 
@@ -163,13 +163,13 @@ def _pymodbus(client: Any, call: Call) -> Said:
 # ---------------------------------------------------------------- uModbus
 
 
-def umodbus(target: str, calls: list[Call]) -> list[Said]:
+def umodbus(target: str, calls: list[Call], wait_s: float) -> list[Said]:
     _, endpoint = parse_target(target, baudrate=BAUDRATE)
     if isinstance(endpoint, SerialEndpoint):
-        with serial.Serial(endpoint.device, BAUDRATE, timeout=WAIT_S) as port:
+        with serial.Serial(endpoint.device, BAUDRATE, timeout=wait_s) as port:
             return [_umodbus(umodbus_rtu, port, call) for call in calls]
     with socket.create_connection((endpoint.host, endpoint.port)) as connection:
-        connection.settimeout(WAIT_S)
+        connection.settimeout(wait_s)
         return [_umodbus(umodbus_tcp, connection, call) for call in calls]
 
 
@@ -195,10 +195,10 @@ def _umodbus(flavour: Any, port: Any, call: Call) -> Said:
 # ---------------------------------------------------------------- pyModbusTCP
 
 
-def pymodbustcp(target: str, calls: list[Call]) -> list[Said]:
+def pymodbustcp(target: str, calls: list[Call], wait_s: float) -> list[Said]:
     _, endpoint = parse_target(target)
     assert not isinstance(endpoint, SerialEndpoint)
-    client = ModbusClient(endpoint.host, endpoint.port, timeout=WAIT_S, auto_open=True)
+    client = ModbusClient(endpoint.host, endpoint.port, timeout=wait_s, auto_open=True)
     with contextlib.closing(client):
         return [_pymodbustcp(client, call) for call in calls]
 
@@ -244,6 +244,6 @@ def missing(client: str) -> str | None:
     return None
 
 
-async def ask(client: str, target: str, calls: list[Call]) -> list[Said]:
+async def ask(client: str, target: str, calls: list[Call], wait_s: float = WAIT_S) -> list[Said]:
     """Run a client's calls beside the loop."""
-    return await asyncio.to_thread(CLIENTS[client], target, calls)
+    return await asyncio.to_thread(CLIENTS[client], target, calls, wait_s)

@@ -110,7 +110,7 @@ def ours_serial(protocol: type[RtuLine], prefix: str) -> Start:
                     port.write(data)
 
                 def is_closing(self) -> bool:
-                    return False
+                    return not port.is_open
 
             meters.connection_made(Transport())
             loop.add_reader(port.fileno(), lambda: meters.data_received(port.read(4096)))
