@@ -17,6 +17,7 @@ from energybid.drivers.modbus.decode import (
     decoder,
     encode,
     encode_writable,
+    factor_value,
     group_decoder,
     in_order,
     scaled_decoder,
@@ -244,6 +245,17 @@ def test_a_counter_with_factors_rolls_over_where_the_file_says() -> None:
 
     assert counter('cumulative = true, rollover = "100"') == Counter(rollover=10, word=None)
     assert counter("cumulative = true") is None
+
+
+def test_a_guard_says_what_its_register_holds() -> None:
+    guard = FACTORS.replace('kind = "power-of-ten"', 'kind = "guard"\nequals = [-1, 7]')
+    loaded = parse_profile("test", (HEAD + guard).encode(), source="test.toml")
+    factor = loaded.factors[-1]
+    found = [factor_value(factor, bytes.fromhex(data)) for data in ("0007", "FFFF", "0000", "8000")]
+    assert found == [1, 1, None, None]
+    fault = "equals: belongs to a guard, and a guard needs it"
+    assert faults(guard.replace("\nequals = [-1, 7]", "")) == [f"factor[1].{fault}"]
+    assert faults(guard.replace('"guard"', '"multiplier"')) == [f"factor[1].{fault}"]
 
 
 def test_scales_that_can_not_be() -> None:

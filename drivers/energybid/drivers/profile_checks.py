@@ -97,6 +97,9 @@ def _factor_names(profile: Profile) -> Iterator[str]:
     """Factors and their uses must fit before anything is resolved."""
     names = [factor.name for factor in profile.factor]
     yield from _duplicates("factor", "name", names)
+    for index, factor in enumerate(profile.factor):
+        if (factor.kind == "guard") != (factor.equals is not None):
+            yield f"factor[{index}].equals: belongs to a guard, and a guard needs it"
     used = {name for quantity in profile.quantity for name in quantity.scale_by}
     for index, name in enumerate(names):
         if name not in used:

@@ -138,8 +138,10 @@ class FactorSettings(Number):
     name: Name
     table: Table | None = None
     scale: Positive = "1"
-    kind: Literal["multiplier", "power-of-ten"] = "multiplier"
-    """The factor is raw × scale, or 10 to the power of it."""
+    kind: Literal["multiplier", "power-of-ten", "guard"] = "multiplier"
+    """The factor is raw × scale, or 10 to the power of it, or 1 as long as the registers hold what they should."""
+    equals: Annotated[list[int], Field(min_length=1, max_length=64)] | None = None
+    """Of a guard: raw values that it may have."""
 
 
 class WritableSettings(Number):

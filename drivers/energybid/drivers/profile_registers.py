@@ -155,7 +155,8 @@ def resolved_factors(profile: Profile) -> list[Factor]:
             swapped=_is_swapped(profile, settings),
             scale=Fraction(settings.scale),
             power_of_ten=settings.kind == "power-of-ten",
-            markers=_markers(profile, type_of(profile, settings), None),
+            markers=() if settings.equals else _markers(profile, type_of(profile, settings), None),
+            equals=tuple(settings.equals or ()),
         )
         for settings in profile.factor
     ]

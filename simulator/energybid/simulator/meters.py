@@ -81,6 +81,8 @@ def factor_settings(loaded: LoadedProfile) -> Factors:
 
 
 def _setting(factor: Factor, loaded: LoadedProfile) -> Fraction:
+    if factor.equals:
+        return Fraction(factor.equals[0])
     if not factor.power_of_ten:
         return Fraction(ceil(1 / factor.scale))
     digits = FACTOR_DIGITS
@@ -98,6 +100,8 @@ def product(register: Register, settings: Factors) -> Fraction:
 
 
 def _value(factor: Factor, raw: Fraction) -> Fraction:
+    if factor.equals:
+        return Fraction(1)
     return Fraction(10) ** int(raw * factor.scale) if factor.power_of_ten else raw * factor.scale
 
 

@@ -208,7 +208,7 @@ def _sheet(loaded: LoadedProfile) -> list[str]:
         place = f"{row['table']} {register.first}"
         lines.append(f"{register.name:25} {quantity.obis!s:13} {step:10} {place:13} {register.type:7} {scale}")
     for factor in loaded.factors:
-        kind = "factor, 10 to the power" if factor.power_of_ten else "factor"
+        kind = "guard" if factor.equals else "factor, 10 to the power" if factor.power_of_ten else "factor"
         place = f"{_TABLES[factor.function]} {factor.first}"
         lines.append(f"{factor.name:25} {kind:24} {place:13} {factor.type:7} {decimal(factor.scale)}")
     for writable in loaded.writables:

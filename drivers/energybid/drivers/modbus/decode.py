@@ -185,6 +185,8 @@ def factor_value(factor: Factor, data: bytes) -> Fraction | None:
     raw = _value(factor.type, own)
     if int.from_bytes(own, "big") in factor.markers or not math.isfinite(raw):
         return None
+    if factor.equals:
+        return Fraction(1) if raw in factor.equals else None
     value = Fraction(raw) * factor.scale
     if factor.power_of_ten:
         if value.denominator != 1 or abs(value) > FACTOR_DIGITS:

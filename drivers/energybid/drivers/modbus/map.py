@@ -56,6 +56,8 @@ class Factor:
     """The factor is raw × scale, or 10 to the power of that."""
     power_of_ten: bool
     markers: tuple[int, ...] = ()
+    equals: tuple[int, ...] = ()
+    """It is a guard: 1 where the registers hold one of these, else no factor, and the quantities have no number."""
 
     @property
     def end(self) -> int:

@@ -1,7 +1,8 @@
 """A profile made of one SunSpec device: TOML text with that device's absolute addresses, for its owner to keep. Pure.
 
 Each model is a block of its own. Scale factors become factors that are read with every poll, for there are devices that
-change them. The profile knows its device again by marker, headers, maker and model.
+change them. So do the models' headers: where another header stands after an update, there are no numbers any more. The
+profile knows its device again by marker, headers, maker and model.
 
 Channels: the OBIS group B tells apart models that measure the same. Meters come first: channel 0 is the grid meter
 where there is one, otherwise the inverter.
@@ -53,6 +54,7 @@ EXPONENTS = {"A": -2, "V": -1, "Hz": -2, "1": -3}
 """What is logged at least, by unit; 0 for others. A device with finer scale factors is logged as fine as it is."""
 FINEST = -6
 FINGERPRINTS_MAX = 16
+GUARD = "header"
 ROLLOVER_DIGITS = 18
 KINDS = {"acc32": 1 << 32}
 """Where accumulators begin again."""
@@ -258,8 +260,8 @@ def _quantities(device: Device, instance: _Instance, *, reverse: bool) -> Iterat
         ]
         if scale != 1:
             parts.append(f'scale = "{decimal(scale)}"')
-        if scaled and point.factor:
-            parts.append(f'scale_by = ["{_factor_name(instance, point.factor)}"]')
+        factors = [instance.stem + GUARD, *([_factor_name(instance, point.factor)] if scaled and point.factor else [])]
+        parts.append(f"scale_by = {json.dumps(factors)}")
         parts += [f'unit = "{point.unit}"', f'resolution = "{decimal(Fraction(10) ** exponent)}"']
         if point.obis.split(".")[1] == "8":
             parts.append("cumulative = true")
@@ -276,10 +278,28 @@ def _factor_name(instance: _Instance, factor: ScaleFactor) -> str:
 
 def _factors(device: Device, instances: list[_Instance]) -> Iterator[str]:
     for instance in instances:
+        yield from _guard(instance)
         scaled = (point.factor for point in instance.points if _scaled(device, instance, point))
         for factor in dict.fromkeys(scaled):
             if factor is not None:
                 yield from _factor(instance, factor)
+
+
+def _guard(instance: _Instance) -> list[str]:
+    """The model's header, read with every poll: after an update of the device another model may stand there."""
+    return [
+        "",
+        "[[factor]]",
+        f'name = "{instance.stem}{GUARD}"',
+        f"register = {instance.found.first}",
+        'type = "uint32"',
+        'kind = "guard"',
+        f"equals = [{_header(instance.found)}]",
+    ]
+
+
+def _header(found: Found) -> int:
+    return found.number << 16 | found.length
 
 
 def _factor(instance: _Instance, factor: ScaleFactor) -> list[str]:
@@ -304,8 +324,7 @@ def _identification(device: Device, models: Sequence[Found]) -> Iterator[str]:
             yield from _fingerprint(common.first + offset, count, f"text = {_quoted(device.text(name))}", about)
     headers = dict.fromkeys([*([common] if common else []), *models])
     for found in [*headers][: FINGERPRINTS_MAX - 4]:
-        code = found.number << 16 | found.length
-        yield from _fingerprint(found.first, None, f"equals = [{code}]", f"header of model {found.number}")
+        yield from _fingerprint(found.first, None, f"equals = [{_header(found)}]", f"header of model {found.number}")
     if common:
         offset, count = COMMON_TEXTS["serial-number"]
         place = f'table = "holding", register = {common.first + offset}, type = "text", count = {count}'
