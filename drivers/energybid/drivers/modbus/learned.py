@@ -305,10 +305,8 @@ class Learned:
             extra_s = min(max(int(plain.get("turnaround_us", 0)) / 1e6, 0.0), Turnaround.MAX_S)
             refused = {}
             for function, first, size, tries, retry_ms in plain.get("refused", ())[:SPANS_MAX]:
-                if tries < 0:
-                    raise ValueError(f"{tries} tries")
                 wait_s = min(max((retry_ms - wall_ms) / 1000, 0.0), RETRY_MAX_S)  # the clock may have been set since
-                refused[Span(int(function), int(first), int(size))] = Refusal(int(tries), now + wait_s)
+                refused[Span(int(function), int(first), int(size))] = Refusal(max(0, int(tries)), now + wait_s)
         except (AttributeError, TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
             raise ValueError(f"what was learned of a meter is damaged: {error}") from None
         self.patience.delays = delays
