@@ -22,7 +22,7 @@ from energybid.core.quantities import Status
 from energybid.core.timeline import Timeline
 from energybid.core.tree import leaf_hash, verify_inclusion
 from energybid.sync import market
-from energybid.sync.bundle import Bundle, Inputs, need, parse_bundle, parse_inputs
+from energybid.sync.bundle import Bundle, Inputs, LogPart, need, parse_bundle, parse_inputs
 from energybid.sync.market import Award, Bid, Confirmation, Pricing, Round, Statement, Verdict
 
 if TYPE_CHECKING:
@@ -211,6 +211,7 @@ def event_of(made: Round, interval_ms: int) -> Event:
 
 def _proven(bundle: Bundle, key_for: KeyFor) -> tuple[Proven, baseline_rules.Programme, Event]:
     """Hashes first, they are quick; then signatures; then what the readings say."""
+    checkpoints = tuple(map(_included, bundle.logs))
     _, bid, award, confirmation, statement = (
         None if message is None else cose.peek(message)[1] for message in bundle[:5]
     )
@@ -221,6 +222,7 @@ def _proven(bundle: Bundle, key_for: KeyFor) -> tuple[Proven, baseline_rules.Pro
     done = None if confirmation is None else market.parse(Confirmation, confirmation)
     _chained(bundle, offered, awarded, done, stated)
     _same_round(made, offered, awarded, done, stated)
+    receipts, signers = _signatures(bundle, checkpoints, key_for)
     inputs = parse_inputs(bundle.inputs)
     try:
         programme = baseline_rules.parse(inputs.programme)
@@ -228,15 +230,18 @@ def _proven(bundle: Bundle, key_for: KeyFor) -> tuple[Proven, baseline_rules.Pro
         wanted = needed(programme, event, inputs.events)
     except (ValueError, OverflowError) as error:
         raise EvidenceError(f"bundle: {error}") from None
-    checkpoints = tuple(parse_checkpoint(cose.peek(part.checkpoint)[1]) for part in bundle.logs)
-    for part, checkpoint in zip(bundle.logs, checkpoints, strict=True):
-        need(checkpoint.origin == offered.origin, "a checkpoint is of another gateway")
-        for entry in part.entries:
-            verify_inclusion(leaf_hash(entry.canonical), entry.sequence, checkpoint.size, entry.path, checkpoint.root)
-    receipts, signers = _signatures(bundle, checkpoints, key_for)
+    need(all(checkpoint.origin == offered.origin for checkpoint in checkpoints), "a checkpoint is of another gateway")
     entries = [[(each.sequence, parse(each.canonical)[1]) for each in part.entries] for part in bundle.logs]
     loads = register_loads(entries, inputs, wanted)
     return Proven(made, offered, awarded, done, stated, inputs, checkpoints, receipts, signers, loads), programme, event
+
+
+def _included(part: LogPart) -> Checkpoint:
+    """The log's checkpoint, to whose root every entry leads."""
+    checkpoint = parse_checkpoint(cose.peek(part.checkpoint)[1])
+    for entry in part.entries:
+        verify_inclusion(leaf_hash(entry.canonical), entry.sequence, checkpoint.size, entry.path, checkpoint.root)
+    return checkpoint
 
 
 def _chained(bundle: Bundle, bid: Bid, award: Award, confirmation: Confirmation | None, statement: Statement) -> None:
@@ -260,10 +265,10 @@ def _signatures(
     bundle: Bundle, checkpoints: Sequence[Checkpoint], key_for: KeyFor
 ) -> tuple[tuple[Receipt | None, ...], tuple[Signer, ...]]:
     """Every signature, each under a key of its role; the two sides do not share keys."""
-    parts = [("market", "round", bundle.round), ("gateway", "bid", bundle.bid), ("market", "award", bundle.award)]
+    parts = [("market", "statement", bundle.statement)]  # first those that no hash in the file covers
     parts += [("gateway", "confirmation", bundle.confirmation)] if bundle.confirmation is not None else []
-    parts += [("market", "statement", bundle.statement)]
     parts += [("log", "checkpoint", part.checkpoint) for part in bundle.logs]
+    parts += [("market", "round", bundle.round), ("gateway", "bid", bundle.bid), ("market", "award", bundle.award)]
     signers = [_signed(role, what, message, key_for)[0] for role, what, message in parts]
     receipts: list[Receipt | None] = []
     for part, checkpoint in zip(bundle.logs, checkpoints, strict=True):
@@ -298,7 +303,9 @@ def _terms_checks(proven: Proven, programme: baseline_rules.Programme) -> list[C
     made, bid, award = proven.round, proven.bid, proven.award
     known = made.programme in baseline_rules.names()
     same = known and baseline_rules.text_of(made.programme) == proven.inputs.programme
-    file = "the file that comes with this program" if same else "ANOTHER FILE than comes with this program"
+    file = "as it comes with this program" if same else "NOT the file of that name that comes with this program"
+    if not known:
+        file = "no file of that name comes with this program: its rules are those that the market signed"
     timely = award.time_ms < made.begins_ms and bid.time_ms <= made.gate_ms
     return [
         Check("award", _offered(bid, award), f"{award.net_w} W at {award.ticks} ticks, from the bid's curve"),

@@ -165,10 +165,11 @@ def _interval(outcome: Outcome, at: int, line: Any) -> dict[str, Any]:  # noqa: 
 
 
 def _signed(outcome: Outcome, keys: Keys) -> list[dict[str, Any]]:
-    return [
-        {"role": role, "kid": kid.hex(), "file": keys[kid][0][2], "named": any(given == role for given, _, _ in keys[kid])}
-        for role, kid in outcome.proven.signers
-    ]  # fmt: skip
+    signed = []
+    for role, kid in outcome.proven.signers:
+        named = any(given == role for given, _, _ in keys[kid])
+        signed.append({"role": role, "kid": kid.hex(), "file": keys[kid][0][2], "named": named})
+    return signed
 
 
 def words(name: str, report: dict[str, Any]) -> str:
@@ -179,10 +180,9 @@ def words(name: str, report: dict[str, Any]) -> str:
     lines = [
         f"{name}: settlement: {verdict}",
         "",
-        f"Round {report['round']} of {report['market']} for gateway {report['gateway']},"
-        f" {report['begins']} to {report['ends']}, at {report['price']}, baseline {report['programme']}.",
+        _headline(report),
         "",
-        *(f"  {'agrees ' if each['agrees'] else 'DIFFERS'}  {each['what']}: {each['said']}" for each in report["checks"]),
+        *map(_check, report["checks"]),
         "",
         *_energy_words(report),
         "Signed by:",
@@ -190,8 +190,19 @@ def words(name: str, report: dict[str, Any]) -> str:
         "",
         "NOT proven:",
         *(f"  * {each}" for each in _unproven(report)),
-    ]  # fmt: skip
+    ]
     return "\n".join(lines)
+
+
+def _headline(report: dict[str, Any]) -> str:
+    return (
+        f"Round {report['round']} of {report['market']} for gateway {report['gateway']},"
+        f" {report['begins']} to {report['ends']}, at {report['price']}, baseline {report['programme']}."
+    )
+
+
+def _check(each: dict[str, Any]) -> str:
+    return f"  {'agrees ' if each['agrees'] else 'DIFFERS'}  {each['what']}: {each['said']}"
 
 
 def _energy_words(report: dict[str, Any]) -> list[str]:
@@ -230,11 +241,8 @@ def shown(bundle: Bundle) -> dict[str, Any]:
     Raises:
         EvidenceError: A message in it can not be read.
     """
-    messages: dict[str, Any] = {}
-    for name, kind in (("round", Round), ("bid", Bid), ("award", Award), ("confirmation", Confirmation), ("statement", Statement)):  # fmt: skip  # noqa: E501
-        data: bytes | None = getattr(bundle, name)
-        message = None if data is None else market.parse(kind, cose.peek(data)[1])  # type: ignore[type-var]
-        messages[name] = None if message is None else {key: _plain(value) for key, value in message._asdict().items()}
+    kinds = {"round": Round, "bid": Bid, "award": Award, "confirmation": Confirmation, "statement": Statement}
+    messages = {name: _fields(kind, getattr(bundle, name)) for name, kind in kinds.items()}
     inputs = parse_inputs(bundle.inputs)
     return {
         "kind": "settlement",
@@ -245,11 +253,15 @@ def shown(bundle: Bundle) -> dict[str, Any]:
         "interval_ms": inputs.interval_ms,
         "other_event_days": [day.isoformat() for day in inputs.events],
         "intervals": len(inputs.loads),
-        "logs": [
-            {"entries": len(part.entries), "receipt": part.receipt is not None, "kid": cose.peek(part.checkpoint)[0].hex()}
-            for part in bundle.logs
-        ],
-    }  # fmt: skip
+        "logs": [{"entries": len(part.entries), "receipt": part.receipt is not None} for part in bundle.logs],
+    }
+
+
+def _fields(kind: Any, data: bytes | None) -> dict[str, Any]:  # noqa: ANN401  one of the kinds of messages
+    if data is None:
+        return {}
+    message = market.parse(kind, cose.peek(data)[1])
+    return {key: _plain(value) for key, value in message._asdict().items()}
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401
@@ -263,9 +275,8 @@ def _show_text(name: str, facts: dict[str, Any]) -> str:
         lines += ["", key, *(f"  {field}: {value}" for field, value in fields.items())]
     entries = sum(part["entries"] for part in facts["logs"])
     receipts = sum(part["receipt"] for part in facts["logs"])
-    lines += [
-        "",
+    meter = (
         f"meter {facts['meter']!r}: {facts['intervals']} intervals of {facts['interval_ms'] // 60_000} min"
-        f" from {entries} entries of {len(facts['logs'])} logs, {receipts} with receipt",
-    ]
-    return "\n".join(lines)
+        f" from {entries} entries of {len(facts['logs'])} logs, {receipts} with receipt"
+    )
+    return "\n".join([*lines, "", meter])

@@ -1,0 +1,92 @@
+"""Gathering a bundle's readings from stored logs, with their proofs. The other direction is ``recompute``.
+
+For every boundary of an interval: the last reading before it and the first one after it; their declarations; and the
+Start and Clock entries of the log, from which the readings' times are corrected. Pure: the history is a port.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from energybid.core import cose
+from energybid.core.disclosure import Disclosed
+from energybid.core.entries import Clock, Declaration, Reading, Start, parse
+from energybid.core.evidence import parse_checkpoint
+from energybid.core.prover import inclusion
+from energybid.core.timeline import Timeline
+from energybid.sync.bundle import LogPart
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from energybid.core.entries import Entry
+    from energybid.core.prover import History
+    from energybid.sync.bundle import Inputs
+
+
+def gather(history: History, inputs: Inputs, intervals: Iterable[int]) -> LogPart | None:
+    """What one log says about a meter's registers at the boundaries of intervals.
+
+    Args:
+        history: One epoch of a log; read from its beginning to its last checkpoint.
+        inputs: Names the meter, its registers and the intervals' length.
+        intervals: Their beginnings.
+
+    Returns:
+        None when it has no reading of the meter.
+
+    Raises:
+        LostError: A proof needs what is not kept here: ask the head-end.
+    """
+    size = max((commit.end for commit in history.commits()), default=0)
+    entries = dict(history.entries(history.first, size))
+    chosen = set(_nearest(entries, inputs, intervals))
+    if not chosen:
+        return None
+    readings = [entry for sequence, entry in entries.items() if sequence in chosen and isinstance(entry, Reading)]
+    chosen |= {reading.declaration for reading in readings}
+    chosen |= {sequence for sequence, entry in entries.items() if isinstance(entry, Start | Clock)}
+    message, receipt = history.signed(max(chosen))
+    covered = parse_checkpoint(cose.peek(message)[1]).size
+    disclosed = (
+        Disclosed(sequence, history.canonical(sequence), inclusion(history, sequence, covered))
+        for sequence in sorted(chosen)
+        if sequence < covered
+    )
+    return LogPart(message, receipt, tuple(disclosed))
+
+
+def entries_of(part: LogPart) -> list[tuple[int, Entry]]:
+    """Entries of a log in a bundle, as ``register_loads`` wants them."""
+    return [(each.sequence, parse(each.canonical)[1]) for each in part.entries]
+
+
+def _nearest(entries: dict[int, Entry], inputs: Inputs, intervals: Iterable[int]) -> Iterator[int]:
+    """Sequences of the readings around every boundary, for each register."""
+    timeline = Timeline()
+    for sequence, entry in entries.items():
+        if isinstance(entry, Start | Clock):
+            timeline.add(sequence, entry)
+    boundaries = sorted({at for begins_ms in intervals for at in (begins_ms, begins_ms + inputs.interval_ms)})
+    for obis in (inputs.imports, inputs.exports):
+        if obis is None:
+            continue
+        timed = sorted(
+            (timeline.correct(entry).time_ms, sequence)
+            for sequence, entry in entries.items()
+            if isinstance(entry, Reading) and _holds(entry, entries.get(entry.declaration), inputs.meter, obis)
+        )
+        at = 0
+        for boundary in boundaries:
+            while at < len(timed) and timed[at][0] < boundary:
+                at += 1
+            yield from (sequence for _, sequence in timed[max(at - 1, 0) : at + 1])
+
+
+def _holds(reading: Reading, declaration: Entry | None, meter: str, obis: bytes) -> bool:
+    return (
+        isinstance(declaration, Declaration)
+        and declaration.meter == meter
+        and reading.group < len(declaration.groups)
+        and any(quantity[0] == obis for quantity in declaration.groups[reading.group][1])
+    )
