@@ -93,7 +93,7 @@ class _Way:
 
     def __init__(self, grid: Array, mode: Mode, keep: float, shift: float) -> None:
         rest = keep * grid + shift
-        self.still = mode.low_w == mode.high_w == 0 and keep == 1.0 and shift == 0.0
+        self.still = (mode.low_w, mode.high_w, mode.least, mode.most, keep, shift) == (0, 0, -inf, inf, 1.0, 0.0)
         self._mode, self._rest, self._grid = mode, rest, grid
         if self.still:
             return
