@@ -476,3 +476,24 @@ def test_a_file_with_any_values_is_a_profile_or_has_faults(changes: list[tuple[i
     compiled = compile_(loaded)
     data = [bytes(2 * request.count) for request in compiled.groups[0]]
     assert len(group_decoder(compiled.groups[0])(data)[0]) == len(loaded.registers)
+
+
+STEPPED = WRITABLE + 'values = ["0", "0.5", "1"]\nsafe = "0.5"\n'
+
+
+def test_a_writable_may_have_only_some_values() -> None:
+    share = compile_(parse(STEPPED)).writables[1]
+    assert encode_writable(share, Fraction(1, 2)) == struct.pack(">f", 0.5)
+    with pytest.raises(ValueError, match=r"share may be one of 0, 0.5, 1, not 0.25"):
+        encode_writable(share, Fraction(1, 4))
+
+
+def test_faults_of_the_values_of_writables() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse(STEPPED.replace('"0.5", "1"]', '"2"]'))
+    assert [fault.split(": ", 1)[1] for fault in caught.value.faults] == [
+        "writable[1].safe: is not among values",
+        "writable[1].values: 2 is not between minimum and maximum",
+    ]
+    with pytest.raises(ConfigurationError, match=r"writable\[0\].values: 0.2 is no multiple of scale"):
+        parse(WRITABLE.replace('safe = "0"\n', 'values = ["0.2"]\n'))

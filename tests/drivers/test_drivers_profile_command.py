@@ -195,3 +195,8 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str], arguments: list[str
 def test_decimals_are_exact() -> None:
     for text in ("0.1", "-0.000000000000000001", "1000", "-2.5", "0"):
         assert decimal(Fraction(text)) == text
+
+
+def test_the_only_values_of_what_may_be_written_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "show", "eastron-sdm630"]) == 0
+    assert "0, 300, 480, 600, 900, 1200, 1800, 3600 s\n" in capsys.readouterr().out

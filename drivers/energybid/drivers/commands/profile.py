@@ -213,6 +213,8 @@ def _sheet(loaded: LoadedProfile) -> list[str]:
         lines.append(f"{factor.name:25} {kind:24} {place:13} {factor.type:7} {decimal(factor.scale)}")
     for writable in loaded.writables:
         bounds = f"{decimal(writable.minimum)} to {decimal(writable.maximum)} {writable.unit}"
+        if writable.values:
+            bounds = f"{', '.join(map(decimal, writable.values))} {writable.unit}"
         place = f"holding {writable.first}"
         lines.append(f"{writable.name:25} {'may be written':24} {place:13} {writable.type:7} {bounds}")
     lines += ["", "known from"]

@@ -314,9 +314,10 @@ def encode_writable(writable: Writable, value: Fraction) -> bytes:
     if not writable.minimum <= value <= writable.maximum:
         bounds = f"{_plain(writable.minimum)} to {_plain(writable.maximum)} {writable.unit}"
         raise ValueError(f"{writable.name} may be {bounds}, not {_plain(value)}")
+    unit = "" if writable.unit == "1" else f" {writable.unit}"
     if writable.values and value not in writable.values:
         allowed = ", ".join(map(_plain, writable.values))
-        raise ValueError(f"{writable.name} may be one of {allowed} {writable.unit}, not {_plain(value)}")
+        raise ValueError(f"{writable.name} may be one of {allowed}{unit}, not {_plain(value)}")
     raw = value / writable.scale
     if writable.type not in FLOATS and raw.denominator != 1:
         raise ValueError(f"{writable.name} is written in steps of {_plain(writable.scale)} {writable.unit}")
