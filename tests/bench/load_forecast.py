@@ -1,4 +1,4 @@
-"""How well the load forecast does, day by day as on a gateway: `python tests/bench/load_forecast.py LOAD [TEMPERATURE]`.
+"""How well the load forecast does, day by day: `python tests/bench/load_forecast.py LOAD [TEMPERATURE]`.
 
 LOAD is a CSV (gzip if it ends in .gz) of UTC start and value per half hour; TEMPERATURE one whose last two columns are
 UTC time and degrees Celsius per hour. At every midnight the next day is forecast from the days before alone. Compared

@@ -232,7 +232,7 @@ def candidates(slots: int) -> tuple[Candidate, ...]:
 
 
 def pack(array: Array) -> str:
-    """Numbers as text: little-endian binary32, base64 (half the room; a ten-millionth is far below what a forecast knows)."""
+    """Numbers as text: little-endian binary32, base64; seven digits are more than a forecast knows."""
     return b64encode(np.ascontiguousarray(array, dtype="<f4").tobytes()).decode()
 
 

@@ -1,8 +1,8 @@
 """How far off a load forecast is: quantiles around it, and what the day so far says of its rest.
 
 Residuals of the last weeks, pooled over neighbouring slots, give quantiles; how often loads really came below each
-quantile moves it until that fits (adaptive conformal inference, Gibbs and Candes, arXiv 2106.00170). Residuals are taken
-as they are, not as parts of the forecast: that was measured and is worse. Needs numpy (extra ``bidding``). Pure.
+quantile moves it until that fits (adaptive conformal inference, Gibbs and Candes, arXiv 2106.00170). Residuals are
+taken as they are, not as parts of the forecast: that was measured and is worse. Needs numpy (extra ``bidding``). Pure.
 """
 
 from __future__ import annotations

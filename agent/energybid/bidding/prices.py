@@ -205,6 +205,21 @@ class PriceModel:
             row[corner.state] += corner.weight
         return row
 
+    def likely(self, before: Place, step: int, deviations: Array) -> Array:
+        """How likely a step's deviation is to be near each of some.
+
+        Args:
+            before: Place of the price in the step before.
+            step: Of the day.
+            deviations: Rising.
+        """
+        row = self.weights(before) @ self.matrix(step)
+        below = np.cumsum(row.reshape(self.shape.slow_bins, -1).sum(axis=0))[:-1]
+        middles = (deviations[1:] + deviations[:-1]) / 2
+        cumulative = np.interp(middles, self.edges, below) if len(below) else np.zeros(len(middles))
+        made: Array = np.diff(np.concatenate(([0.0], cumulative, [1.0]))) + 1e-6
+        return made
+
     def outlook(self, day_ahead: Array, *, step: int, later: float) -> Outlook:
         """Prices to come, for any asset's value function.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Single = NDArray[np.float32]
 """Value functions of a year: half the memory and time, and seven digits of a price."""
+Values = NDArray[np.floating[Any]]
 CELLS = 100
 """Of the capacity, each with one marginal value."""
 WALL = 1e9
@@ -73,8 +74,8 @@ class Shifts:
 
     def up(self, worth: Single) -> Single:
         """Of a step fuller; beyond full it is worth nothing at all."""
-        whole, part = int(self._up[0]), self._up[1]
         cells = worth.shape[1]
+        whole, part = min(int(self._up[0]), cells - 1), self._up[1]
         made = np.full_like(worth, -WALL)
         made[:, : cells - whole] = worth[:, whole:]
         made[:, : cells - whole - 1] += part * (worth[:, whole + 1 :] - made[:, : cells - whole - 1])
@@ -82,8 +83,8 @@ class Shifts:
 
     def down(self, worth: Single) -> Single:
         """Of a step emptier; beyond empty there is nothing to have."""
-        whole, part = int(self._down[0]), self._down[1]
         cells = worth.shape[1]
+        whole, part = min(int(self._down[0]), cells - 1), self._down[1]
         made = np.full_like(worth, WALL)
         made[:, whole:] = worth[:, : cells - whole]
         made[:, whole + 1 :] += part * (worth[:, : cells - whole - 1] - made[:, whole + 1 :])
@@ -124,7 +125,7 @@ def marginal_values(model: PriceModel, cell: Cell, day_ahead: Array, *, step: in
     return kept
 
 
-def targets(cell: Cell, worth: Array, stored: float, prices: Array, step_h: float) -> Array:
+def targets(cell: Cell, worth: Values, stored: float, prices: Array, step_h: float) -> Array:
     """What is best stored after the step at each price.
 
     Args:
@@ -135,12 +136,12 @@ def targets(cell: Cell, worth: Array, stored: float, prices: Array, step_h: floa
         step_h: Its length, hours.
     """
     charge, discharge = cell.limits(prices)
-    fill = np.minimum(_crossing(worth, charge), min(stored + cell.up(step_h), 1.0))
-    drain = np.maximum(_crossing(worth, discharge), max(stored - cell.down(step_h), 0.0))
+    fill = np.minimum(crossing(worth, charge), min(stored + cell.up(step_h), 1.0))
+    drain = np.maximum(crossing(worth, discharge), max(stored - cell.down(step_h), 0.0))
     return np.where(fill > stored, fill, np.where(drain < stored, drain, stored))
 
 
-def _crossing(worth: Array, limit: Array) -> Array:
+def crossing(worth: Values, limit: Values) -> Array:
     """Where a falling row of cells passes a limit; between the middles of cells it is linear."""
     cells = worth.shape[1]
     count = (worth > limit[:, None]).sum(axis=1)
@@ -235,7 +236,7 @@ class Trader:
         tight = worth[slow_high * bins + low] * (1 - share) + worth[slow_high * bins + high] * share
         return np.asarray(calm * (1 - slow_share) + tight * slow_share)
 
-    def _monotone(
+    def _monotone(  # noqa: PLR0913, PLR0917 (one round's facts)
         self,
         worth: Single,
         stored: float,
@@ -255,16 +256,7 @@ class Trader:
         whole = np.minimum(place.astype(np.intp), cells - 1)
         value = integral[:, whole] + (place - whole)[None, :] * rows[:, whole] / cells
         gain = value + self._cell.cash(levels[None, :] - stored, prices[:, None])
-        return levels[best_falling(gain * self._likely(before, step, deviations)[:, None])]
-
-    def _likely(self, before: Place, step: int, deviations: Array) -> Array:
-        """How likely the price is to be near each deviation."""
-        model = self._model
-        row = model.weights(before) @ model.matrix(step)
-        density = row.reshape(model.shape.slow_bins, -1).sum(axis=0)
-        edges = (deviations[1:] + deviations[:-1]) / 2
-        cumulative = np.interp(edges, model.edges, np.cumsum(density)[:-1]) if len(model.edges) else edges * 0
-        return np.diff(np.concatenate(([0.0], cumulative, [1.0]))) + 1e-6
+        return levels[best_falling(gain * self._model.likely(before, step, deviations)[:, None])]
 
 
 def best_falling(gain: Array) -> NDArray[np.intp]:

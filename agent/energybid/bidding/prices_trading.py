@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from energybid.bidding.prices import Place, PriceModel, Shape, running_mean, scaled
-from energybid.bidding.prices_battery import CELLS, Cell, Shifts, Single, Trader, _crossing, marginal_values
+from energybid.bidding.prices_battery import CELLS, Cell, Shifts, Single, Trader, crossing, marginal_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,7 @@ class Traded(NamedTuple):
     """Curves whose wish was not monotone by itself."""
 
 
-def trade(
+def trade(  # noqa: PLR0913 (a run's facts)
     market: Market,
     cell: Cell,
     *,
@@ -161,5 +161,5 @@ def _crossings(worth: Single, limit: Single) -> list[float]:
     return [
         float(x)
         for part in range(0, len(worth), 4096)
-        for x in _crossing(worth[part : part + 4096], limit[part : part + 4096])
+        for x in crossing(worth[part : part + 4096], limit[part : part + 4096])
     ]

@@ -1,0 +1,109 @@
+"""A site's bid when the round's price itself is news of the prices to come.
+
+At each price the site would do what is best given the state that this price leads to. A bid can only fall with the
+price: where the wish does not, the curve is the best among those that do, given how likely the prices are (exact among
+the powers that are best at some price). Needs numpy (extra ``bidding``). Pure.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import floor, isclose
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from energybid.bidding.curve import Curve, Step
+from energybid.bidding.prices_battery import best_falling
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from energybid.bidding.prices import Place, PriceModel
+    from energybid.bidding.response import Response
+
+REFINED = 4
+"""Parts into which a gap between prices is cut where the wish changes."""
+
+
+class Case(NamedTuple):
+    """The round at one price."""
+
+    price: float
+    """Money per MWh."""
+    weight: float
+    """How likely it is to be near this price; greater than 0."""
+    response: Response
+    """Best response in the state that this price leads to."""
+    wish_w: int
+    """Net import that is best then."""
+
+
+def best_at(response: Response, price: float) -> int:
+    """Net import that is best at a price; where several are, the most."""
+    return max(response.corners, key=lambda point: (point.value - price * point.net_w, point.net_w)).net_w
+
+
+def cases(
+    model: PriceModel, before: Place, day_ahead: float, step: int, respond: Callable[[Sequence[float]], Response]
+) -> list[Case]:
+    """The round at prices that cover what may come, finer where the wish changes.
+
+    Args:
+        model: Of prices.
+        before: Place of the price in the step before.
+        day_ahead: Price of the round.
+        step: The round's place in the day.
+        respond: Best response given how likely each price state of the round is: ``Site.respond`` with all else given.
+    """
+    levels = model.levels
+    coarse = np.sort(np.concatenate((levels, (levels[1:] + levels[:-1]) / 2)))
+    unit = (float(model.prices(day_ahead)[-1]) - day_ahead) / levels[-1] if levels[-1] else 1.0
+
+    def wished(deviation: float) -> tuple[float, Response, int]:
+        price = float(day_ahead + deviation * unit)
+        response = respond(model.weights(model.place(price, day_ahead, before)).tolist())
+        return price, response, best_at(response, price)
+
+    made = {float(deviation): wished(float(deviation)) for deviation in coarse}
+    for low, high in pairwise(coarse.tolist()):
+        if made[low][2] != made[high][2]:
+            for part in range(1, REFINED):
+                middle = low + (high - low) * part / REFINED
+                made[middle] = wished(middle)
+    deviations = np.array(sorted(made))
+    weights = model.likely(before, step, deviations)
+    return [
+        Case(price, float(weight), response, wish_w)
+        for (price, response, wish_w), weight in zip((made[float(x)] for x in deviations), weights, strict=True)
+    ]
+
+
+def news_curve(found: Sequence[Case], *, tick: float) -> Curve:
+    """The curve to bid.
+
+    Args:
+        found: By rising price.
+        tick: Smallest difference of prices, money per MWh.
+    """
+    levels = sorted({case.wish_w for case in found})
+    wishes = [case.wish_w for case in found]
+    if any(a < b for a, b in pairwise(wishes)):
+        gain = [[(c.response.value(w) - c.price * w) * c.weight for w in levels] for c in found]
+        wishes = [levels[k] for k in best_falling(np.array(gain))]
+    steps: list[Step] = []
+    for k in range(len(found) - 1, 0, -1):
+        high_w, low_w = wishes[k - 1], wishes[k]
+        if high_w > low_w:
+            ticks = floor((found[k - 1].price + found[k].price) / 2 / tick)
+            straight = all(_straight(case.response, low_w, high_w) for case in found[k - 1 : k + 1])
+            steps.append(Step(ticks, high_w - low_w, straight))
+    return Curve(wishes[-1], tuple(steps))
+
+
+def _straight(response: Response, low_w: int, high_w: int) -> bool:
+    """Whether what is between two powers can be had, and is worth no less than mixing them."""
+    middle_w = (low_w + high_w) // 2
+    low, middle, high = (response.value(w) for w in (low_w, middle_w, high_w))
+    line = low + (high - low) * (middle_w - low_w) / (high_w - low_w)
+    return middle >= line or isclose(middle, line, rel_tol=1e-6, abs_tol=1e-6)
