@@ -36,9 +36,13 @@ from energybid.drivers.modbus.framing import (
 )
 from energybid.drivers.modbus.learned import Learned, Patience, Turnaround
 from energybid.drivers.modbus.listen import HEARD_MAX, RtuListener
+from energybid.drivers.modbus.proxy import rules
+from energybid.drivers.modbus.proxy.plan import Allowed
 from energybid.drivers.modbus.udp import whole
 from energybid.drivers.profile import compile_profile, load_profile, parse_profile
 from energybid.drivers.scan import Found, State
+from energybid.drivers.sunspec.device import read_device
+from energybid.drivers.sunspec.profile import profile_text
 from energybid.drivers.target import parse_target
 from energybid.simulator.config import BusFile
 from energybid.simulator.household import Household
@@ -180,6 +184,60 @@ def request_pdu(data: bytes) -> None:
     if data:
         for device in (_METER, Recorded(_DUMP)):
             assert len(device.respond(data[:253], 0)) <= 253
+
+
+_ALLOWED = (Allowed(unit=1, table="holding", first=10, count=10), Allowed(unit=1, table="coil", first=0, count=4))
+
+
+def proxy_request(data: bytes) -> None:
+    """What a master may send to the proxy."""
+    if not data:
+        return
+    wish = rules.wanted(data[:253])
+    if isinstance(wish, int):
+        assert rules.refusal(data, wish) == bytes((data[0] | 0x80, wish))
+        return
+    assert wish.first + wish.size <= 65_536
+    if wish.function in rules.TABLES:
+        rules.may_write(_ALLOWED, 1, wish)
+    head, size = rules.reply_shape(data[:253])
+    assert len(head) <= size <= 253
+
+
+SUNSPEC_AT = 40_000
+
+
+def sunspec_chain(data: bytes) -> None:
+    """Whatever a device holds behind the marker: it is read, and what is understood of it makes a valid profile."""
+    image = b"SunS" + data
+    reads = 0
+
+    async def read(first: int, count: int) -> bytes | None:
+        nonlocal reads
+        reads += 1
+        assert reads < 1000, "a walk without end"
+        assert 1 <= count <= 125
+        at = 2 * (first - SUNSPEC_AT)
+        registers = image[at : at + 2 * count] if at >= 0 else b""
+        return registers if len(registers) == 2 * count else None
+
+    try:
+        read_device(read).send(None)
+    except StopIteration as done:
+        device = done.value
+    if device is not None:
+        with suppress(ValueError):  # nothing in it that could be polled
+            text = profile_text(device)
+            compile_profile(parse_profile("fuzz", text.encode(), source="fuzz.toml"), interval_s=1)
+
+
+def _model(number: int, *words: int) -> bytes:
+    return struct.pack(f">{len(words) + 2}H", number, len(words), *words)
+
+
+_METER_203 = _model(203, *range(105))
+_END = b"\xff\xff\x00\x00"
+_SUNSPEC = (_model(1, *[0x4142] * 66) + _METER_203 + _END, _model(1, *[0] * 65) + _model(160, *range(48)) + _END)
 
 
 # ---------------------------------------------------------------- files
@@ -411,6 +469,8 @@ TARGETS: dict[str, Target] = {
     "pdu": Target(pdu, tuple(map(_group_seed, range(len(_ASKED))))),
     "request-pdu": Target(request_pdu, (READ, b"\x2b\x0e\x01\x00", b"\x10\x00\x00\x00\x02\x04\x00\x00\x00\x00")),
     "device-identification": Target(device_identification, (IDENTIFICATION,)),
+    "proxy-request": Target(proxy_request, (READ, b"\x06\x00\x0a\x00\x01", b"\x0f\x00\x00\x00\x0a\x02\xff\x03")),
+    "sunspec-chain": Target(sunspec_chain, _SUNSPEC),
     "profile": Target(profile, tuple(map(_toml, ("eastron-sdm630", "abb-b23", "schneider-iem3155")))),
     "gateway": Target(gateway, (_GATEWAY,)),
     "bus": Target(bus, (_in_readme("simulator/README.md", 1),)),

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LEAST = 4
 """Reads of so few registers that are refused are not halved any more."""
+REFUSED_MAX = 200
+"""After so many refused reads the rest is taken for refused: a header may say a length that the device has not."""
 POWER_MAX = 10
 """A scale factor is -10 to 10 (Information Model Overview V1.8, p. 16)."""
 
@@ -97,19 +99,20 @@ async def read_device(read: Read) -> Device | None:
     if chain is None:
         return None
     registers: dict[int, int] = {}
-    longest, refused = 0, False
+    longest, refused = 0, 0
     for found in chain.models:
         if found.number not in MODELS:
             continue
         parts = [(at, min(REGISTERS_MAX, found.end - at)) for at in range(found.first, found.end, REGISTERS_MAX)]
-        while parts:
+        parts.reverse()
+        while parts and refused < REFUSED_MAX:
             first, count = parts.pop()
             data = await read(first, count)
             if data is not None:
                 registers |= zip(range(first, first + count), struct.unpack(f">{count}H", data), strict=True)
                 longest = max(longest, count)
                 continue
-            refused = True
+            refused += 1
             half = count // 2
-            parts += [(first, half), (first + half, count - half)] if count > LEAST else []
+            parts += [(first + half, count - half), (first, half)] if count > LEAST else []
     return Device(chain=chain, registers=registers, registers_max=max(longest, LEAST) if refused else REGISTERS_MAX)
