@@ -76,25 +76,28 @@ ROUND = Round(
 STEPS = ((2_000_000, 2_000, True), (1_000_000, 2_000, True))
 
 
-def bundle(*, made=ROUND, steps=STEPS, net_w=0, ticks=2_500_000, inputs=None, parts=None, stated=None, keys=ROLES):  # noqa: PLR0913  parts
+def bundle(  # noqa: PLR0913  its parts
+    *, made=ROUND, steps=STEPS, net_w=0, ticks=2_500_000, inputs=None, parts=None, stated=None, keys=ROLES,
+    begins_ms=BEGINS_MS,
+):  # fmt: skip
     """A bundle of signed messages; what is not given is right."""
     announced = market.sign(made, keys["market"])
     bid = Bid(
-        MARKET, 7, ORIGIN, market.digest(announced), 1, BEGINS_MS - 500_000, BEGINS_MS, 4_000, 0, tuple(steps)
+        MARKET, 7, ORIGIN, market.digest(announced), 1, begins_ms - 500_000, begins_ms, 4_000, 0, tuple(steps)
     )  # fmt: skip
     bidden = market.sign(bid, keys["gateway"])
     award = Award(
-        MARKET, 7, ORIGIN, market.digest(bidden), 1, BEGINS_MS - 60_000, Verdict.AWARDED, ticks, net_w
+        MARKET, 7, ORIGIN, market.digest(bidden), 1, begins_ms - 60_000, Verdict.AWARDED, ticks, net_w
     )  # fmt: skip
     awarded = market.sign(award, keys["market"])
-    done = Confirmation(MARKET, 7, ORIGIN, market.digest(awarded), BEGINS_MS + 5, Conduct.FOLLOWED, "-")
+    done = Confirmation(MARKET, 7, ORIGIN, market.digest(awarded), begins_ms + 5, Conduct.FOLLOWED, "-")
     inputs = inputs or Inputs(
         PROGRAMME, "main", IMPORT, EXPORT, QUARTER_MS, (), ((BEGINS_MS - QUARTER_MS, 995), (BEGINS_MS, 5))
     )
     # 995 Wh in the quarter before; 205 Wh imported and 200 exported: 5 Wh; 990 Wh delivered at 250 USD/MWh: 0.2475 USD
     baseline_wh, actual_wh, amount = stated or (995, 5, 2_475)
     statement = Statement(
-        MARKET, 7, ORIGIN, market.digest(awarded), 1, BEGINS_MS + 86_400_000, baseline_wh, actual_wh, amount,
+        MARKET, 7, ORIGIN, market.digest(awarded), 1, begins_ms + 86_400_000, baseline_wh, actual_wh, amount,
         sha256(inputs.encode()).digest(),
     )  # fmt: skip
     return Bundle(

@@ -1,26 +1,35 @@
 """Settlement: registers at boundaries, money, the bundle, a stranger's recomputation, and every bit of a golden one."""
 
 import json
-import tomllib
 from fractions import Fraction
+from pathlib import Path
 
+import apsw
 import golden_settlement as golden
 import pytest
 import stranger
 import stranger_settlement
+from cddl_verifier import Validator
 from energybid.agent import cli
 from energybid.agent.commands import settle as command
-from energybid.bidding.baseline_rules import Beyond, Payment, parse
+from energybid.agent.history import journal_histories
+from energybid.agent.journal import Acknowledged, Commit, Journal
+from energybid.bidding.baseline import compute, needed
+from energybid.bidding.baseline_rules import Beyond, Payment, names, parse, text_of
 from energybid.bidding.curve import Curve, Step
 from energybid.bidding.settlement import Point, Register, Terms, load, settle
 from energybid.core import cbor
 from energybid.core.cose import PrivateKey
-from energybid.core.entries import Clock, Reading, Start
+from energybid.core.entries import Clock, Epoch, Reading, Start
 from energybid.core.errors import EvidenceError
+from energybid.core.evidence import Receipt, sign_receipt
+from energybid.core.log import Log
 from energybid.core.quantities import Status
+from energybid.core.tree import Frontier
 from energybid.sync.bundle import Inputs, is_bundle, parse_bundle, parse_inputs
+from energybid.sync.gather import entries_of, gather
 from energybid.sync.market import Pricing
-from energybid.sync.recompute import register_loads, verify
+from energybid.sync.recompute import event_of, register_loads, verify
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -407,12 +416,100 @@ def test_show(folder, capsys):
     assert "not in the bundle" in energybid(capsys, "show", "bare.bundle").out
 
 
-def test_a_baseline_from_days_is_told(folder):
-    """The report's days come from the baseline; the programme of the golden bundle has none."""
-    assert parse(golden.PROGRAMME).name == tomllib.loads(golden.PROGRAMME.decode())["name"]
+def test_a_baseline_from_days_is_told():
     report = {"days": [{"day": "2026-01-01", "weight": 1}], "passed_over": [{"day": "2026-01-02", "why": "event"}]}
     report["adjustment"] = {"applied": "6/5", "found": "7/5"}
     lines = command._energy_words(report)
     assert lines[:2] == ["  days (weight): 2026-01-01 (1)", "  passed over: 2026-01-02: event"]
     assert "6/5 (before bounds: 7/5)" in lines[2]
-    assert Inputs is type(INPUTS)
+
+
+# ---------------------------------------------------------------- the page
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+CDDL = Validator(DOCS / "settlement.cddl")
+
+
+def test_the_bundle_is_what_the_cddl_says():
+    assert CDDL.validate(DATA, root_type="bundle").valid
+    assert CDDL.validate(parse_bundle(DATA).inputs, root_type="settlement-inputs").valid
+    for at, other in ((0, "energybid settlement 2"), (1, None), (6, b""), (7, [])):
+        item = cbor.decode(DATA)
+        item[at] = other
+        assert not CDDL.validate(cbor.encode(item), root_type="bundle").valid, at
+
+
+def test_the_page_names_every_programme():
+    assert all(f"| `{name}` |" in (DOCS / "settlement.md").read_text() for name in names())
+
+
+# ---------------------------------------------------------------- from a journal
+
+EVENT_MS = 1_789_603_200_000
+"""2026-09-17T00:00:00Z: Wednesday, 17:00 in California."""
+DAYS = 18
+SLOPE = 5
+"""Wh by which the first hour of a day is below the second, and so on: a load that differs by hour."""
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory):
+    """A real journal: readings every half hour, seven seconds late, for eighteen days; with a receipt."""
+    path = str(tmp_path_factory.mktemp("settlement") / "journal.db")
+    journal = Journal(apsw.Connection(path), path)
+    counter = journal.begin_epoch(id_=b"e" * 16, origin=golden.ORIGIN, secret=b"e" * 32).counter
+    log = Log(
+        origin=golden.ORIGIN, epoch=b"e" * 16, secret=b"e" * 32, signer=golden.LOG_KEY, frontier=Frontier(),
+        counter=counter,
+    )  # fmt: skip
+    begins_ms = EVENT_MS - DAYS * 86_400_000
+    entries = [Epoch(golden.ORIGIN, begins_ms, None), Start(bytes(16), begins_ms, 0, 2, "1", bytes(32))]
+    entries.append(golden.DECLARATION)
+    register = 1_000_000
+    for at in range(begins_ms, EVENT_MS + 8 * 3_600_000, 1_800_000):
+        entries.append(Reading(2, 0, at + 7_000, 150, 2, 1, at + 7_000 - begins_ms, (register, 0), None))
+        hour = at // 3_600_000 % 24
+        register += 300 + SLOPE * hour - (200 if EVENT_MS <= at + 7_000 < EVENT_MS + 3_600_000 else 0)
+    before = log.peaks
+    for entry in entries:
+        log.append(entry)
+    checkpoint = log.checkpoint(EVENT_MS + 9 * 3_600_000, 2)
+    journal.commit(Commit(entries, checkpoint, before, log.peaks, None))
+    stored = Receipt(*checkpoint.checkpoint[:4], EVENT_MS + 10 * 3_600_000)
+    number = journal.head.epoch.number
+    journal.acknowledge(Acknowledged(number, log.size, sign_receipt(stored, golden.HEADEND_KEY)))
+    yield journal_histories(apsw.Connection(path), path)[0]
+    journal.close()
+
+
+@pytest.mark.parametrize("name", ["caiso-5-in-10", "pjm-high-4-of-5", "pjm-same-day-3-2"])
+def test_a_round_from_the_journal_to_a_strangers_money(history, name):
+    made = golden.ROUND._replace(
+        programme=name, time_ms=EVENT_MS - 600_000, gate_ms=EVENT_MS - 120_000, begins_ms=EVENT_MS,
+        duration_ms=3_600_000,
+    )  # fmt: skip
+    programme = parse(text_of(name))
+    event = event_of(made, 3_600_000)
+    inputs = Inputs(text_of(name), "main", golden.IMPORT, None, 3_600_000, (), ())
+    wanted = needed(programme, event)
+    part = gather(history, inputs, wanted)
+    loads = register_loads([entries_of(part)], inputs, wanted)
+    inputs = inputs._replace(loads=tuple((at, loads[at].wh) for at in sorted(loads)))
+    baseline = compute(programme, event, dict(inputs.loads))
+    actual_wh = loads[EVENT_MS].wh
+    stated = (sum(baseline.wh), actual_wh, round(Fraction((sum(baseline.wh) - actual_wh) * 2_500_000, 1_000_000)))
+    bundle = golden.bundle(made=made, inputs=inputs, parts=(part,), stated=stated, begins_ms=EVENT_MS)
+    outcome = verify(bundle.encode(), trusted)
+    assert outcome.agrees, outcome.checks
+    assert outcome.settled.lines[0].delivered_wh > 150, "the site did use less"
+    assert stranger_settlement.settlement(bundle.encode(), GOLDEN["keys"])[2] == stated[2]
+    assert len(part.entries) < len(list(history.entries(0, 10_000))) / 2, "only what is needed"
+    report = command.explain(bundle.encode(), {k.public.kid: [(r, k.public, r)] for r, k in golden.ROLES.items()})
+    assert report["receipts"] == 1
+    assert [day["day"] for day in report["days"]] == [day.isoformat() for day, _, _ in baseline.days]
+
+
+def test_a_meter_that_is_not_in_the_log(history):
+    inputs = Inputs(b"", "cellar", golden.IMPORT, golden.EXPORT, 3_600_000, (), ())
+    assert gather(history, inputs, [EVENT_MS]) is None

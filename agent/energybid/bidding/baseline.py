@@ -305,9 +305,10 @@ class _Days:
     def _without_low(self, ordinary: list[tuple[date, Fraction]]) -> list[tuple[date, Fraction]]:
         """The latest days whose usage is not below the programme's threshold."""
         rules, left = self._pool, ordinary
+        peak = self._peak(ordinary) if rules.threshold_of is Of.PEAK and ordinary else Fraction(0)
         while left and rules.threshold is not None:
             pool = left[: rules.days]
-            whole = _mean([usage for _, usage in pool]) if rules.threshold_of is Of.POOL else self._peak(ordinary)
+            whole = _mean([usage for _, usage in pool]) if rules.threshold_of is Of.POOL else peak
             low = [day for day, usage in pool if usage < rules.threshold * whole]
             if whole <= 0 or not low:  # a share of an export is no threshold for usage
                 break

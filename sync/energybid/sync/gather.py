@@ -12,7 +12,7 @@ from energybid.core import cose
 from energybid.core.disclosure import Disclosed
 from energybid.core.entries import Clock, Declaration, Reading, Start, parse
 from energybid.core.evidence import parse_checkpoint
-from energybid.core.prover import inclusion
+from energybid.core.prover import Span, inclusion_spans, subtree
 from energybid.core.timeline import Timeline
 from energybid.sync.bundle import LogPart
 
@@ -48,12 +48,22 @@ def gather(history: History, inputs: Inputs, intervals: Iterable[int]) -> LogPar
     chosen |= {sequence for sequence, entry in entries.items() if isinstance(entry, Start | Clock)}
     message, receipt = history.signed(max(chosen))
     covered = parse_checkpoint(cose.peek(message)[1]).size
+    known: dict[Span, bytes] = {}
     disclosed = (
-        Disclosed(sequence, history.canonical(sequence), inclusion(history, sequence, covered))
+        Disclosed(sequence, history.canonical(sequence), _path(history, sequence, covered, known))
         for sequence in sorted(chosen)
         if sequence < covered
     )
     return LogPart(message, receipt, tuple(disclosed))
+
+
+def _path(history: History, sequence: int, size: int, known: dict[Span, bytes]) -> tuple[bytes, ...]:
+    """Inclusion proof of an entry; subtrees that another proof needed are not made again."""
+    spans = inclusion_spans(sequence, size)
+    for span in spans:
+        if span not in known:
+            known[span] = subtree(history, *span)
+    return tuple(known[span] for span in spans)
 
 
 def entries_of(part: LogPart) -> list[tuple[int, Entry]]:
