@@ -13,6 +13,7 @@ WATCHED = ("agent", "headend")
 LONG_LIFE_S = 40.0
 """In a life of this length there were several reconnections: what leaks shows."""
 SETTLED_S = 3.0
+LOOKS_MIN = 20
 FDS_MAY_GROW = 6
 FILES = ("journal.db", "journal.db-wal", "headend.db", "headend.db-wal", "broker/mosquitto.db")
 
@@ -67,20 +68,22 @@ class Watch:
         with suppress(OSError, StopIteration):  # it ends meanwhile
             lines = (process / "status").read_text().splitlines()
             peak = next(line for line in lines if line.startswith("VmHWM:"))
-            fds = len(list((process / "fd").iterdir()))
+            files = [fd.readlink().name for fd in (process / "fd").iterdir()]
+            fds = len(files)
             self.peak_rss_kib[actor.name] = max(self.peak_rss_kib[actor.name], int(peak.split()[1]))
             self.peak_fds[actor.name] = max(self.peak_fds[actor.name], fds)
-            self._fds(actor, fds)
+            if any(name.endswith(".db") for name in files):  # a busy machine may take long to start it
+                self._fds(actor, fds)
 
     def _fds(self, actor, fds):
-        """In a long life: median of the newest ten looks over that of the first ten."""
+        """In a long life: median of the newest ten looks over that of the first ten with its database open."""
         life = self._lives.get(actor.name)
         if life is None or life.born_s != actor.born_s:
             life = self._lives[actor.name] = _Life(actor.born_s)
         age_s = time.monotonic() - life.born_s
         if age_s > SETTLED_S:
             life.fds.append(fds)
-        if age_s < LONG_LIFE_S:
+        if age_s < LONG_LIFE_S or len(life.fds) < LOOKS_MIN:
             return
         self.long_lives += not life.long
         life.long = True
