@@ -256,6 +256,8 @@ def test_a_guard_says_what_its_register_holds() -> None:
     fault = "equals: belongs to a guard, and a guard needs it"
     assert faults(guard.replace("\nequals = [-1, 7]", "")) == [f"factor[1].{fault}"]
     assert faults(guard.replace('"guard"', '"multiplier"')) == [f"factor[1].{fault}"]
+    limit = '[[writable]]\nname = "limit"\nregister = 9\nunit = "W"\nminimum = "0"\nmaximum = "1"\nguarded_by = ["ct"]'
+    assert faults(guard + limit) == ["writable[0].guarded_by: no guard 'ct'"]
 
 
 def test_scales_that_can_not_be() -> None:

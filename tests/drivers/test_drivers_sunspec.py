@@ -374,6 +374,8 @@ def test_what_may_be_written_is_bounded_by_the_ratings() -> None:
     setting = by_name["power-set"]
     assert (setting.scale, setting.minimum, setting.maximum, setting.safe) == (-100, -8000, 8000, 0)
     assert {"power-set-in-watts", "power-set-enabled"} < by_name.keys()
+    guards = {guard.name: guard.equals for guard in by_name["power-limit"].guards}
+    assert guards == {"m704-header": (704 << 16 | 65,), "m704-wmaxlimpct-sf": (-2,)}
     unrated = profile_of(memory(common(), golden(701), control))
     assert "power-set" not in {w.name for w in unrated.writables}
 

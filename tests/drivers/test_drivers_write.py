@@ -37,7 +37,7 @@ KINDS = ["modbus-tcp", "modbus-rtu"]
 
 def play(kind: str, fate: Fate, scene: Callable[[Driver, Peer, BusPlan], Awaitable[Any]], **settings: Any) -> Any:
     async def main() -> Any:
-        plan, peer = bus_plan(kind, profile=LIMITS, **settings), Peer(fate, rtu=kind != "modbus-tcp")
+        plan, peer = bus_plan(kind, **{"profile": LIMITS, **settings}), Peer(fate, rtu=kind != "modbus-tcp")
         driver = open_driver(peer.platform(), plan)
         try:
             return await scene(driver, peer, plan)
@@ -179,3 +179,44 @@ def test_a_bus_that_is_lost_is_told() -> None:
             await write_limit(driver, peer, plan)
 
     play("modbus-tcp", lambda _: SILENT, scene)
+
+
+GUARDED = (
+    COUNTER.replace(b"block = [", b'block = [{ table = "holding", first = 0, count = 4 }, ')
+    + b"""
+[[factor]]
+name = "header"
+table = "holding"
+register = 2
+type = "uint16"
+kind = "guard"
+equals = [704]
+[[writable]]
+name = "limit"
+register = 300
+type = "uint16"
+unit = "W"
+minimum = "0"
+maximum = "5000"
+guarded_by = ["header"]
+"""
+)
+
+
+@pytest.mark.parametrize(("stands", "written"), [("02c0", True), ("02c1", False)])
+def test_nothing_is_written_where_a_guard_does_not_hold(stands: str, *, written: bool) -> None:
+    def fate(frame: Frame) -> list[tuple[float, bytes]]:
+        answer = bytes.fromhex(stands) if frame.pdu[0] == 3 else b""
+        return [(0.01, reply(frame, answer) if answer else framed(frame, frame.pdu[:5]))]
+
+    async def scene(driver: Driver, peer: Peer, plan: BusPlan) -> list[bytes]:
+        (limit,) = limits(plan)
+        if written:
+            await driver.write(plan.meters[0], limit, bytes.fromhex("1388"))
+        else:
+            with pytest.raises(RefusedError, match="limit is not written: header at 2 is not what the profile says"):
+                await driver.write(plan.meters[0], limit, bytes.fromhex("1388"))
+        return [frame.pdu for frame in peer.requests]
+
+    asked = [bytes.fromhex("03 0002 0001"), bytes.fromhex("06 012c 1388")]
+    assert play("modbus-tcp", fate, scene, profile=GUARDED) == asked[: 1 + written]

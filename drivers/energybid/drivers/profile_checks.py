@@ -97,10 +97,9 @@ def _factor_names(profile: Profile) -> Iterator[str]:
     """Factors and their uses must fit before anything is resolved."""
     names = [factor.name for factor in profile.factor]
     yield from _duplicates("factor", "name", names)
-    for index, factor in enumerate(profile.factor):
-        if (factor.kind == "guard") != (factor.equals is not None):
-            yield f"factor[{index}].equals: belongs to a guard, and a guard needs it"
+    yield from _guard_faults(profile)
     used = {name for quantity in profile.quantity for name in quantity.scale_by}
+    used |= {name for writable in profile.writable for name in writable.guarded_by}
     for index, name in enumerate(names):
         if name not in used:
             yield f"factor[{index}].name: no quantity has {name} in its scale_by"
@@ -111,6 +110,17 @@ def _factor_names(profile: Profile) -> Iterator[str]:
                 yield f"quantity[{index}].scale_by: no factor {name!r}; {there}"
         if len(set(quantity.scale_by)) < len(quantity.scale_by):
             yield f"quantity[{index}].scale_by: names a factor twice"
+
+
+def _guard_faults(profile: Profile) -> Iterator[str]:
+    for index, factor in enumerate(profile.factor):
+        if (factor.kind == "guard") != (factor.equals is not None):
+            yield f"factor[{index}].equals: belongs to a guard, and a guard needs it"
+    guards = [factor.name for factor in profile.factor if factor.kind == "guard"]
+    for index, writable in enumerate(profile.writable):
+        for name in writable.guarded_by:
+            if name not in guards:
+                yield f"writable[{index}].guarded_by: no guard {name!r}"
 
 
 def _duplicates(table: str, key: str, values: list[str]) -> Iterator[str]:

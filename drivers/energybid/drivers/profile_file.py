@@ -158,6 +158,8 @@ class WritableSettings(Number):
     """What the control path reverts to, in the unit."""
     values: Annotated[list[DecimalText], Field(min_length=1, max_length=64)] | None = None
     """The only values that it may have, in the unit; all between the bounds where it is not given."""
+    guarded_by: Annotated[list[Name], Field(max_length=4)] = Field(default_factory=list)
+    """Names of guards that are read right before a write; where one does not hold its value nothing is written."""
 
 
 class FingerprintSettings(Settings):

@@ -164,6 +164,7 @@ def resolved_factors(profile: Profile) -> list[Factor]:
 
 def writables(profile: Profile) -> list[Writable]:
     """What may be written, in the file's order."""
+    factors = {factor.name: factor for factor in resolved_factors(profile)}
     return [
         Writable(
             name=settings.name,
@@ -178,6 +179,7 @@ def writables(profile: Profile) -> list[Writable]:
             maximum=Fraction(settings.maximum),
             safe=None if settings.safe is None else Fraction(settings.safe),
             values=tuple(map(Fraction, settings.values or ())),
+            guards=tuple(factors[name] for name in settings.guarded_by),
         )
         for settings in profile.writable
     ]

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, cast
 from energybid.core.errors import GarbledError, MeterError, NoReplyError, RefusedError
 from energybid.core.ports import SerialEndpoint
 from energybid.drivers.modbus.ascii import AsciiLink
+from energybid.drivers.modbus.decode import factor_value
 from energybid.drivers.modbus.exchange import Asked, Exchange, Failure, Outcome, WriteAsked
 from energybid.drivers.modbus.framing import EXCEPTION_FLAG
 from energybid.drivers.modbus.learned import QUANTILE, Patience
-from energybid.drivers.modbus.map import HOLDING, Request, Writable
+from energybid.drivers.modbus.map import HOLDING, Factor, Request, Writable
 from energybid.drivers.modbus.mbap import MbapLink
 from energybid.drivers.modbus.relay import RelayAsked
 from energybid.drivers.modbus.rtu import RtuLink
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from energybid.drivers.modbus.link import Link
 
 # Exception codes, Modbus Application Protocol V1.1b3 §7; those that refuse are in ``unit``.
+ILLEGAL_ADDRESS = 2
 BUSY = frozenset({5, 6})
 """Acknowledge ("I need longer"), server device busy."""
 UNREACHED = frozenset({10, 11})
@@ -123,6 +125,8 @@ class ModbusDriver:
         place = _place_of(writable)
         if len(raw) != 2 * place.count:
             raise ValueError(f"{place.name} has {place.count} registers, not {len(raw)} bytes")
+        for guard in place.guards:
+            await self._see_to(meter, place, guard)
         await self._at_once(meter, WriteAsked(meter.unit, place.first, raw))
 
     async def read_back(self, meter: MeterPlan, writable: object) -> bytes:
@@ -130,6 +134,17 @@ class ModbusDriver:
         place = _place_of(writable)
         request = Request(function=HOLDING, first=place.first, count=place.count, fields=())
         return await self._at_once(meter, Asked(meter.unit, request))
+
+    async def _see_to(self, meter: MeterPlan, place: Writable, guard: Factor) -> None:
+        """Read what must hold its value for a write to be right.
+
+        Raises:
+            RefusedError: It holds another.
+        """
+        request = Request(function=guard.function, first=guard.first, count=guard.end - guard.first, fields=())
+        if factor_value(guard, await self._at_once(meter, Asked(meter.unit, request))) is None:
+            where = f"{self._bus}/{meter.name}: {place.name} is not written"
+            raise RefusedError(f"{where}: {guard.name} at {guard.first} is not what the profile says", ILLEGAL_ADDRESS)
 
     async def _at_once(self, meter: MeterPlan, asked: Asked) -> bytes:
         """Ask before anything that waits. Writes are slow in some meters: the configured time-out holds, unlearned."""

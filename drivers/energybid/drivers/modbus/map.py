@@ -123,6 +123,8 @@ class Writable:
     """What the control path reverts to."""
     values: tuple[Fraction, ...] = ()
     """The only ones it may have; empty where all between the bounds may be."""
+    guards: tuple[Factor, ...] = ()
+    """What must hold its value right before a write, or nothing is written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from energybid.drivers.sunspec.chain import MARKER
 from energybid.drivers.sunspec.models import (
@@ -42,7 +42,7 @@ from energybid.drivers.sunspec.models import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from energybid.drivers.sunspec.chain import Found
     from energybid.drivers.sunspec.device import Device
@@ -102,10 +102,15 @@ def profile_text(device: Device, choice: Choice = Choice()) -> str:
     reverse = choice.reverse
     if reverse is None:
         reverse = device.text("manufacturer").casefold().startswith(REVERSED_MAKERS)
+    written = _written(device)
     lines = [
         *_head(device, instances, reverse=reverse),
         "",
-        *(_whole(device) if choice.whole else _blocks(device, instances)),
+        *(
+            _whole(device)
+            if choice.whole
+            else _blocks(device, [*(i.found for i in instances), *(found for found, _ in written)])
+        ),
         "",
         "quantity = [",
         *(line for instance in instances for line in _quantities(device, instance, reverse=reverse)),
@@ -114,9 +119,10 @@ def profile_text(device: Device, choice: Choice = Choice()) -> str:
         "[not_available]",
         *(f'{TYPES[kind]} = ["{ABSENT[kind]:0{4 * size(kind)}X}"]' for kind in ("int16", "uint16", "uint32", "uint64")),
         *_factors(device, instances),
+        *_guards(device, written, {instance.found for instance in instances}),
         *_identification(device, device.chain.models if choice.whole else [i.found for i in instances]),
         *(_fingerprint(device.chain.models[-1].end, None, f"equals = [{END << 16}]", "end") if choice.whole else ()),
-        *_writables(device),
+        *_writables(device, written),
         *SOURCES,
     ]
     return "\n".join(lines) + "\n"
@@ -152,14 +158,13 @@ def _instances(device: Device, choice: Choice) -> list[_Instance]:
         codes = {point.obis for point in points}
         taken = [{p.obis for i in instances if i.channel == channel for p in i.points} for channel in range(64)]
         channel = next(channel for channel, others in enumerate(taken) if not codes & others)
-        same = sum(instance.found.number == found.number for instance in instances)
         instances.append(
             _Instance(
                 found,
                 model,
                 channel,
                 f"{model.kind}-{channel}-" if channel else "",
-                f"m{found.number}-" + (f"{same + 1}-" if same else ""),
+                _stem(device, found),
                 points,
                 missing,
             )
@@ -225,9 +230,9 @@ def _sign(point: Point, *, reverse: bool) -> int:
     return -point.sign.scale if reverse and point.sign.by_maker else point.sign.scale
 
 
-def _blocks(device: Device, instances: list[_Instance]) -> Iterator[str]:
+def _blocks(device: Device, models: Iterable[Found]) -> Iterator[str]:
     yield "block = ["
-    for found in sorted({instance.found for instance in instances}, key=lambda found: found.first):
+    for found in sorted(set(models), key=lambda found: found.first):
         for first, end in _runs(sorted(at for at in device.registers if found.first <= at < found.end)):
             yield f'  {{ table = "holding", first = {first}, count = {end - first} }},'
     yield "]"
@@ -278,23 +283,23 @@ def _factor_name(instance: _Instance, factor: ScaleFactor) -> str:
 
 def _factors(device: Device, instances: list[_Instance]) -> Iterator[str]:
     for instance in instances:
-        yield from _guard(instance)
+        yield from _guard(instance.stem, instance.found)
         scaled = (point.factor for point in instance.points if _scaled(device, instance, point))
         for factor in dict.fromkeys(scaled):
             if factor is not None:
                 yield from _factor(instance, factor)
 
 
-def _guard(instance: _Instance) -> list[str]:
+def _guard(stem: str, found: Found) -> list[str]:
     """The model's header, read with every poll: after an update of the device another model may stand there."""
     return [
         "",
         "[[factor]]",
-        f'name = "{instance.stem}{GUARD}"',
-        f"register = {instance.found.first}",
+        f'name = "{stem}{GUARD}"',
+        f"register = {found.first}",
         'type = "uint32"',
         'kind = "guard"',
-        f"equals = [{_header(instance.found)}]",
+        f"equals = [{_header(found)}]",
     ]
 
 
@@ -353,18 +358,44 @@ def _common(device: Device) -> Found | None:
 # ---------------------------------------------------------------- what may be written
 
 
-def _writables(device: Device) -> Iterator[str]:
+_Written: TypeAlias = "list[tuple[Found, Control]]"
+
+
+def _written(device: Device) -> _Written:
     """Controls of the chain's models, of the newest where two have one of the same name."""
-    names: set[str] = set()
-    for found in sorted(device.chain.models, key=lambda found: -found.number):
-        for control in MODELS[found.number].controls if found.number in MODELS else ():
-            value = device.value(found, control.offset, control.type)
-            if value is None or value.absent or control.name in names:
-                continue
-            bounds = _bounds(device, control)
-            if bounds is not None:
-                names.add(control.name)
-                yield from _writable(device, found, control, bounds)
+    found: dict[str, tuple[Found, Control]] = {}
+    for model in sorted(device.chain.models, key=lambda model: -model.number):
+        for control in MODELS[model.number].controls if model.number in MODELS else ():
+            value = device.value(model, control.offset, control.type)
+            if value is not None and not value.absent and _bounds(device, control) is not None:
+                found.setdefault(control.name, (model, control))
+    return list(found.values())
+
+
+def _stem(device: Device, found: Found) -> str:
+    """What the names of a model's factors begin with."""
+    same = [model for model in device.chain.models if model.number == found.number]
+    return f"m{found.number}-" + (f"{same.index(found) + 1}-" if same[0] != found else "")
+
+
+def _fixed(device: Device, found: Found, control: Control) -> tuple[str, int, int] | None:
+    """The guard of a control's scale factor: name, register, value. The profile's steps and bounds are made with it."""
+    power = device.power(found, control.factor)
+    if control.factor is None or power is None:
+        return None
+    name = _stem(device, found) + control.factor.name.casefold().replace("_", "-")
+    return name, found.first + control.factor.offset, power
+
+
+def _guards(device: Device, written: _Written, guarded: Collection[Found]) -> Iterator[str]:
+    """Headers of models with controls, and their scale factors."""
+    for found in dict.fromkeys(found for found, _ in written):
+        if found not in guarded:
+            yield from _guard(_stem(device, found), found)
+    for name, register, power in dict.fromkeys(_fixed(device, *pair) or ("", 0, 0) for pair in written):
+        if name:
+            yield from ("", "[[factor]]", f'name = "{name}"', f"register = {register}", 'type = "int16"')
+            yield from ('kind = "guard"', f"equals = [{power}]")
 
 
 def _bounds(device: Device, control: Control) -> tuple[Fraction, Fraction] | None:
@@ -384,9 +415,18 @@ def _rating(device: Device) -> Fraction | None:
     return None
 
 
+def _writables(device: Device, written: _Written) -> Iterator[str]:
+    for found, control in written:
+        bounds = _bounds(device, control)
+        if bounds is not None:
+            yield from _writable(device, found, control, bounds)
+
+
 def _writable(device: Device, found: Found, control: Control, bounds: tuple[Fraction, Fraction]) -> list[str]:
     """Bounds are taken inwards to whole counts of the register."""
     scale = control.scale * Fraction(10) ** (device.power(found, control.factor) or 0)
+    fixed = _fixed(device, found, control)
+    guards = [_stem(device, found) + GUARD, *([fixed[0]] if fixed else [])]
     least, most = (int(bound / abs(scale)) * abs(scale) for bound in bounds)
     return [
         "",
@@ -398,6 +438,7 @@ def _writable(device: Device, found: Found, control: Control, bounds: tuple[Frac
         f'unit = "{control.unit}"',
         f'minimum = "{decimal(least)}"',
         f'maximum = "{decimal(most)}"',
+        f"guarded_by = {json.dumps(guards)}",
         *([] if control.safe is None else [f'safe = "{decimal(Fraction(control.safe))}"']),
     ]
 
