@@ -1,11 +1,14 @@
 """What single assets offer, and what a site makes of it."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
 from energybid.bidding.assets import Curtailable, Deferrable, Now, Pv, Shed
+from energybid.bidding.assets_identify import identify
 from energybid.bidding.assets_stores import Battery, EvCharger, Thermal
 from energybid.bidding.curve import STEPS_MAX, Step
 from energybid.bidding.horizon import Outlook, Stage
@@ -139,6 +142,14 @@ def test_a_large_site_bids_coarser_rather_than_not_at_all():
     assert 10 < len(bid.curve.steps) <= STEPS_MAX
 
 
+def test_of_very_many_switches_the_smallest_follow_the_expected_price():
+    """14 loads have 16,384 combinations: two of them decide at the expected price, the rest at any."""
+    loads = tuple(Curtailable(load_w=100 + k, sheds=(Shed(100 + k, 50.0 + k),)) for k in range(14))
+    curve = Site(loads, 90_000, 0).bid(Outlook.certain(1.0, [50.5]), base_w=0, tick=0.5).curve
+    assert curve.floor_w == 101
+    assert [step.power_w for step in curve.steps] == [100 + k for k in range(13, 1, -1)]
+
+
 def test_the_same_site_bids_the_same_curve():
     for seed in range(5):
         bids = []
@@ -170,6 +181,44 @@ def test_shadow_prices_fall_where_too_much_is_exported():
     found = shadows(site, [20.0, 100.0, 60.0], Outlook.certain(1.0, [100.0, 60.0]), [0, 0, 0])
     assert found[0] == 0
     assert found[1] < -20
+
+
+def measured(heat: Thermal, steps: int, noise_k: float):
+    """What thermometers would show of a room with a pump that runs by itself."""
+    random, inside, powers, outside = Random(3), [heat.temperature_c], [], []
+    for _ in range(steps):
+        outside.append(random.uniform(-5, 10))
+        powers.append(random.choice([0, 0, 800, 2000]))
+        room = replace(heat, temperature_c=inside[-1], rest_c=(outside[-1] + 3.0,))
+        inside.append(room.after(Now(0, 0.25, NONE), powers[-1]).temperature_c)
+    return [t + random.gauss(0, noise_k) for t in inside], powers, outside
+
+
+def test_a_room_is_identified_from_its_measurements():
+    exact = identify(*measured(HEAT, 60, 0.0), 0.25)
+    assert exact == pytest.approx((20.0, 0.02, 3.0, 0.0), abs=1e-6)
+    noisy = identify(*measured(HEAT, 960, 0.02), 0.25)
+    assert noisy == pytest.approx((20.0, 0.02, 3.0, 0.028), rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("inside", "powers", "message"),
+    [
+        ([20.0] * 48, [0.0, 1.0] * 24, "48 steps or more"),
+        ([20.0] * 49, [500.0] * 48, "never changes"),
+        ([1.5**k for k in range(49)], [0.0, 1.0] * 24, "no first-order store"),
+    ],
+)
+def test_what_tells_nothing_is_no_model(inside, powers, message):
+    with pytest.raises(ValueError, match=message):
+        identify(inside, powers, [0.0] * 48, 0.25)
+
+
+def test_the_example_of_the_documentation_runs():
+    page = (Path(__file__).parents[2] / "docs" / "bidding.md").read_text()
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
+    assert sum(names["bid"].response.split(names["bid"].curve.net_w(ticks=3000))) == 7000
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ Needs numpy (extra ``bidding``). Pure and deterministic: the same site and outlo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from energybid.bidding.assets import KNOTS, Asset, Now
 from energybid.bidding.curve import STEPS_MAX, Curve
-from energybid.bidding.response import Response
+from energybid.bidding.response import COMBINATIONS_MAX, Offer, Piece, Response
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,16 +59,18 @@ class Site:
             states: How likely each price state of the round is; needed where the outlook's first stage has rows.
 
         Raises:
-            ValueError: More combinations of modes than a response can count, states that do not fit.
+            ValueError: States that do not fit.
         """
         ahead = [steps[0] for steps in self.ahead(outlook)]
         for knots in (KNOTS, KNOTS // 2, KNOTS // 4, 2):  # until the curve is not too long to be bid
-            response = self.respond(ahead, step_h=outlook.step_h, base_w=base_w, states=states, knots=knots)
+            response = self.respond(
+                ahead, step_h=outlook.step_h, base_w=base_w, states=states, knots=knots, expected=outlook.later
+            )
             if len(response.corners) <= STEPS_MAX:
                 break
         return Bid(response.curve(tick=tick), response)
 
-    def respond(
+    def respond(  # noqa: PLR0913 (a round has so many sides)
         self,
         ahead: Sequence[Array],
         *,
@@ -76,6 +79,7 @@ class Site:
         step: int = 0,
         states: Sequence[float] | None = None,
         knots: int = KNOTS,
+        expected: float = 0.0,
     ) -> Response:
         """The exact best response, given what follows.
 
@@ -86,11 +90,14 @@ class Site:
             step: Counted from the outlook's round.
             states: How likely each price state of the round is.
             knots: Of each value function, the most.
+            expected: Price at which the smallest assets decide where there are too many combinations to count, money
+                per MWh.
         """
         offers = [
             asset.offer(Now(step, step_h, _row(rows, states), knots))
             for asset, rows in zip(self.assets, ahead, strict=True)
         ]
+        offers = _countable(offers, expected)
         return Response(offers, base_w=base_w, least_w=-self.export_limit_w, most_w=self.import_limit_w)
 
     def after(self, split: Sequence[int], *, step_h: float, step: int = 0) -> Site:
@@ -98,6 +105,27 @@ class Site:
         now = Now(step, step_h, np.zeros(0))
         assets = tuple(asset.after(now, power_w) for asset, power_w in zip(self.assets, split, strict=True))
         return Site(assets, self.import_limit_w, self.export_limit_w)
+
+
+def _countable(offers: list[Offer], price: float) -> list[Offer]:
+    """Exact for as many assets as can be combined; of the rest, the smallest, only what is best at one price."""
+    result = list(offers)
+    small_first = sorted(range(len(result)), key=lambda k: max(map(abs, _ends(result[k]))))
+    for k in small_first:
+        if prod(map(len, result)) <= COMBINATIONS_MAX:
+            break
+        result[k] = (max(result[k], key=lambda piece: _gain(piece, price)),)
+    return result
+
+
+def _ends(offer: Offer) -> tuple[int, int]:
+    return min(piece.start_w for piece in offer), max(piece.end_w for piece in offer)
+
+
+def _gain(piece: Piece, price: float) -> float:
+    """The most it comes to at a price."""
+    more = sum(segment.power_w * max(0.0, segment.slope - price) for segment in piece.segments)
+    return piece.value - price * piece.start_w + more
 
 
 def _row(rows: Array, states: Sequence[float] | None) -> Array:
