@@ -12,7 +12,7 @@ import pytest
 from energybid.bidding import baseline_rules
 from energybid.bidding.baseline import BaselineError, Event, compute, needed
 from energybid.bidding.baseline_rules import Kind, parse, text_of
-from energybid.bidding.calendar_days import Zone, calendars, day_number, day_of, is_holiday
+from energybid.bidding.calendar_days import Calendar, Zone, calendars, day_number, day_of, is_holiday
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -214,7 +214,7 @@ GOOD = text_of("caiso-5-in-10").decode()
         ("summer = true", 'summer = "yes"', "true or false is wanted"),
         ("[payment]", "[paiment]", "payment: a table is wanted"),
         ("after_min = 120", "after_min = -1", "after_min: a whole number"),
-        ("{ before_min = 120, before_gap_min = 120, after_min = 120", "{ before_min = 0, before_gap_min = 0, after_min = 0",
+        ("before_min = 120, before_gap_min = 120, after_min = 120", "before_min = 0, before_gap_min = 0, after_min = 0",
          "time"),
     ],
 )  # fmt: skip
@@ -299,3 +299,9 @@ def test_days_outside_the_calendar():
             day_of(number)
     assert Zone(60, summer=False).local(0) == (date(1970, 1, 1), 60)
     assert Fraction(Zone(60, summer=False).begins_ms(date(1970, 1, 1)), 60_000) == -60
+
+
+@pytest.mark.parametrize("rule", ["always", "fifth monday of 01", "last noonday of 05"])
+def test_a_holiday_has_a_rule(rule):
+    with pytest.raises(ValueError, match="write MM-DD"):
+        Calendar(((rule, 1),), 0, 1).holidays(2026)
