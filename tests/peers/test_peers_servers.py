@@ -96,7 +96,7 @@ async def test_the_driver_writes_and_reads_back(name):
 
 
 ANSWERS_FOR_ALL = {"libmodbus tcp", "pyModbusTCP tcp", "pymodbus udp"}
-"""Servers that do not look at the unit, as the messaging guide allows a server that is no gateway (V1.0b §3.1.3)."""
+"""Servers that do not look at the unit: they are no gateways, and their IP address says who is meant."""
 
 
 @pytest.mark.parametrize("name", [name for name in STRANGERS if name not in ANSWERS_FOR_ALL])
@@ -246,7 +246,7 @@ EXCHANGES: dict[str, tuple[bytes, bytes]] = {
     # §6.12 figure 22: the byte count is twice the quantity, else exception 3.
     "write with a wrong byte count": (struct.pack(">BHHBHH", 16, SEVERAL, 1, 4, 1, 2), b"\x90\x03"),
     "write where nothing is": (struct.pack(">BHH", 6, 300, 1), b"\x86\x02"),
-    # §7: exception 1 to a function that the server has not (100: user-defined, §4.2).
+    # §7: exception 1 to a function that the server has not (100: user-defined, §5).
     "another function": (b"\x64\x00\x00\x00\x01", b"\xe4\x01"),
 }
 WRITES = [name for name in EXCHANGES if "write" in name or name.startswith("what")]
