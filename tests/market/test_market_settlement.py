@@ -14,11 +14,10 @@ from energybid.agent import cli
 from energybid.agent.commands import settle as command
 from energybid.agent.history import journal_histories
 from energybid.agent.journal import Acknowledged, Commit, Journal
-from energybid.bidding.baseline import compute, needed
-from energybid.bidding.baseline_rules import Beyond, Payment, names, parse, text_of
+from energybid.bidding.baseline_rules import Beyond, Payment, names, text_of
 from energybid.bidding.curve import Curve, Step
 from energybid.bidding.settlement import Point, Register, Terms, load, settle
-from energybid.core import cbor
+from energybid.core import cbor, cose
 from energybid.core.cose import PrivateKey
 from energybid.core.entries import Clock, Epoch, Reading, Start
 from energybid.core.errors import EvidenceError
@@ -26,10 +25,11 @@ from energybid.core.evidence import Receipt, sign_receipt
 from energybid.core.log import Log
 from energybid.core.quantities import Status
 from energybid.core.tree import Frontier
+from energybid.sync import market
 from energybid.sync.bundle import Inputs, is_bundle, parse_bundle, parse_inputs
-from energybid.sync.gather import entries_of, gather
-from energybid.sync.market import Pricing
-from energybid.sync.recompute import event_of, register_loads, verify
+from energybid.sync.gather import gather, prepare
+from energybid.sync.market import Award, Bid, Pricing
+from energybid.sync.recompute import register_loads, settle_round, verify
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -489,16 +489,12 @@ def test_a_round_from_the_journal_to_a_strangers_money(history, name):
         programme=name, time_ms=EVENT_MS - 600_000, gate_ms=EVENT_MS - 120_000, begins_ms=EVENT_MS,
         duration_ms=3_600_000,
     )  # fmt: skip
-    programme = parse(text_of(name))
-    event = event_of(made, 3_600_000)
-    inputs = Inputs(text_of(name), "main", golden.IMPORT, None, 3_600_000, (), ())
-    wanted = needed(programme, event)
-    part = gather(history, inputs, wanted)
-    loads = register_loads([entries_of(part)], inputs, wanted)
-    inputs = inputs._replace(loads=tuple((at, loads[at].wh) for at in sorted(loads)))
-    baseline = compute(programme, event, dict(inputs.loads))
-    actual_wh = loads[EVENT_MS].wh
-    stated = (sum(baseline.wh), actual_wh, round(Fraction((sum(baseline.wh) - actual_wh) * 2_500_000, 1_000_000)))
+    asked = Inputs(text_of(name), "main", golden.IMPORT, None, 3_600_000, (), ())
+    inputs, (part,) = prepare([history], made, asked)
+    offered = market.parse(Bid, cose.peek(golden.bundle().bid)[1])
+    awarded = market.parse(Award, cose.peek(golden.bundle().award)[1])
+    baseline, settled = settle_round(made, offered, awarded, inputs)
+    stated = (settled.baseline_wh, settled.actual_wh, settled.amount)
     bundle = golden.bundle(made=made, inputs=inputs, parts=(part,), stated=stated, begins_ms=EVENT_MS)
     outcome = verify(bundle.encode(), trusted)
     assert outcome.agrees, outcome.checks
@@ -507,6 +503,7 @@ def test_a_round_from_the_journal_to_a_strangers_money(history, name):
     assert len(part.entries) < len(list(history.entries(0, 10_000))) / 2, "only what is needed"
     report = command.explain(bundle.encode(), {k.public.kid: [(r, k.public, r)] for r, k in golden.ROLES.items()})
     assert report["receipts"] == 1
+    assert "says itself that the constants of" in command.words("x", report)
     assert [day["day"] for day in report["days"]] == [day.isoformat() for day, _, _ in baseline.days]
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from energybid.bidding.baseline import needed
+from energybid.bidding.baseline_rules import parse as parse_programme
 from energybid.core import cose
 from energybid.core.disclosure import Disclosed
 from energybid.core.entries import Clock, Declaration, Reading, Start, parse
@@ -15,6 +17,7 @@ from energybid.core.evidence import parse_checkpoint
 from energybid.core.prover import Span, inclusion_spans, subtree
 from energybid.core.timeline import Timeline
 from energybid.sync.bundle import LogPart
+from energybid.sync.recompute import event_of, register_loads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,6 +25,29 @@ if TYPE_CHECKING:
     from energybid.core.entries import Entry
     from energybid.core.prover import History
     from energybid.sync.bundle import Inputs
+    from energybid.sync.market import Round
+
+
+def prepare(histories: Iterable[History], made: Round, inputs: Inputs) -> tuple[Inputs, tuple[LogPart, ...]]:
+    """The inputs of a round's baseline from stored logs, and the logs' part of the bundle.
+
+    Args:
+        histories: Every epoch that may hold readings of the round or of the days before it.
+        made: The round.
+        inputs: All but the loads.
+
+    Returns:
+        The inputs with every interval that the programme may ask for and whose energy is known; then ``settle_round``
+        says what the round is worth.
+
+    Raises:
+        LostError: A proof needs what is not kept here: ask the head-end.
+        ValueError: The programme's file is none, or does not fit the round.
+    """
+    wanted = needed(parse_programme(inputs.programme), event_of(made, inputs.interval_ms), inputs.events)
+    parts = tuple(part for part in (gather(history, inputs, wanted) for history in histories) if part is not None)
+    loads = register_loads(map(entries_of, parts), inputs, wanted)
+    return inputs._replace(loads=tuple((at, loads[at].wh) for at in sorted(loads))), parts
 
 
 def gather(history: History, inputs: Inputs, intervals: Iterable[int]) -> LogPart | None:

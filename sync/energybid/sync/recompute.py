@@ -178,25 +178,34 @@ def verify(data: bytes, key_for: KeyFor) -> Outcome:
     Raises:
         EvidenceError: The file is damaged, altered, or not signed by trusted keys: nothing in it can be relied on.
     """
-    proven, programme, event = _proven(parse_bundle(data), key_for)
-    baseline, fault = None, ""
-    listed = dict(proven.inputs.loads)
+    proven, programme = _proven(parse_bundle(data), key_for)
+    baseline, settled, fault = None, None, ""
     try:
-        baseline = compute(programme, event, listed, proven.inputs.events, proven.bid.schedule_w)
+        baseline, settled = settle_round(proven.round, proven.bid, proven.award, proven.inputs)
     except (ValueError, OverflowError) as error:
         fault = str(error)
-    actual = [listed[begins_ms] for begins_ms in event.intervals if begins_ms in listed]
-    settled = None
-    if baseline is not None and len(actual) == event.number:
-        settled = settle(baseline.wh, actual, terms_of(proven.round, proven.bid, proven.award, programme, event))
     checks = (*_terms_checks(proven, programme), _loads_check(proven), *_money_checks(proven, settled, fault))
     return Outcome(proven, baseline, settled, checks)
 
 
-def terms_of(made: Round, bid: Bid, award: Award, programme: baseline_rules.Programme, event: Event) -> Terms:
-    """What an award says about money."""
+def settle_round(made: Round, bid: Bid, award: Award, inputs: Inputs) -> tuple[Baseline, Settled]:
+    """What a round is worth by its inputs: what a market states, and what everybody recomputes.
+
+    Raises:
+        ValueError: The rules give no baseline, or an interval of the round is not known.
+        EvidenceError: The intervals do not fill the round.
+    """
+    programme, event = baseline_rules.parse(inputs.programme), event_of(made, inputs.interval_ms)
+    listed = dict(inputs.loads)
+    baseline = compute(programme, event, listed, inputs.events, bid.schedule_w)
+    missing = [begins_ms for begins_ms in event.intervals if begins_ms not in listed]
+    if missing:
+        raise ValueError(f"{len(missing)} of the round's {event.number} intervals are not known")
     as_bid = made.pricing == Pricing.AS_BID
-    return Terms(bid.curve, bid.schedule_w, award.net_w, award.ticks, as_bid, event.interval_ms, programme.payment)
+    terms = Terms(
+        bid.curve, bid.schedule_w, award.net_w, award.ticks, as_bid, event.interval_ms, programme.payment
+    )  # fmt: skip
+    return baseline, settle(baseline.wh, [listed[begins_ms] for begins_ms in event.intervals], terms)
 
 
 def event_of(made: Round, interval_ms: int) -> Event:
@@ -209,7 +218,7 @@ def event_of(made: Round, interval_ms: int) -> Event:
     return Event(made.begins_ms, interval_ms, made.duration_ms // interval_ms)
 
 
-def _proven(bundle: Bundle, key_for: KeyFor) -> tuple[Proven, baseline_rules.Programme, Event]:
+def _proven(bundle: Bundle, key_for: KeyFor) -> tuple[Proven, baseline_rules.Programme]:
     """Hashes first, they are quick; then signatures; then what the readings say."""
     checkpoints = tuple(map(_included, bundle.logs))
     _, bid, award, confirmation, statement = (
@@ -233,10 +242,7 @@ def _proven(bundle: Bundle, key_for: KeyFor) -> tuple[Proven, baseline_rules.Pro
     need(all(checkpoint.origin == offered.origin for checkpoint in checkpoints), "a checkpoint is of another gateway")
     entries = [[(each.sequence, parse(each.canonical)[1]) for each in part.entries] for part in bundle.logs]
     loads = register_loads(entries, inputs, wanted)
-    return Proven(made, offered, awarded, done, stated, inputs, checkpoints, receipts, signers, loads), programme, event
-
-
-def _included(part: LogPart) -> Checkpoint:
+    return Proven(made, offered, awarded, done, stated, inputs, checkpoints, receipts, signers, loads), programmedef _included(part: LogPart) -> Checkpoint:
     """The log's checkpoint, to whose root every entry leads."""
     checkpoint = parse_checkpoint(cose.peek(part.checkpoint)[1])
     for entry in part.entries:
@@ -341,7 +347,7 @@ def _loads_check(proven: Proven) -> Check:
 def _money_checks(proven: Proven, settled: Settled | None, fault: str) -> list[Check]:
     stated, decimals, currency = proven.statement, proven.round.decimals, proven.round.currency
     if settled is None:
-        return [Check("baseline", agrees=False, said=fault or "an interval of the round is not known")]
+        return [Check("baseline", agrees=False, said=fault)]
     pairs = (
         ("baseline", stated.baseline_wh, settled.baseline_wh),
         ("actual", stated.actual_wh, settled.actual_wh),

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,7 @@ def _energy_facts(outcome: Outcome) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "meter": proven.inputs.meter,
         "readings_give_intervals": len(proven.loads),
+        "unconfirmed": _unconfirmed(proven.inputs.programme),
         "receipts": sum(receipt is not None for receipt in proven.receipts),
         "logs": len(proven.checkpoints),
     }
@@ -149,6 +151,13 @@ def _energy_facts(outcome: Outcome) -> dict[str, Any]:
         facts["amount"] = f"{market.price(settled.amount, proven.round.decimals)} {proven.round.currency}"
         facts["intervals"] = [_interval(outcome, at, line) for at, line in enumerate(settled.lines)]
     return facts
+
+
+def _unconfirmed(programme: bytes) -> int:
+    """How many of the sources of the programme's constants are marked as not confirmed."""
+    sources = tomllib.loads(programme.decode()).get("source", [])
+    listed = sources if isinstance(sources, list) else []
+    return sum(isinstance(each, dict) and each.get("confirmed") is not True for each in listed)
 
 
 def _interval(outcome: Outcome, at: int, line: Any) -> dict[str, Any]:  # noqa: ANN401  a Line
@@ -227,9 +236,12 @@ def _signer(each: dict[str, Any]) -> str:
 
 
 def _unproven(report: dict[str, Any]) -> list[str]:
-    missing = report["logs"] - report["receipts"]
-    late = [f"that anybody but the gateway had the readings at any time: {missing} of {report['logs']} logs without receipt"]  # fmt: skip  # noqa: E501
-    return [*_NOT_PROVEN, *(late if missing else [])]
+    missing, doubts = report["logs"] - report["receipts"], report["unconfirmed"]
+    late = (
+        f"that anybody but the gateway had the readings at any time: {missing} of {report['logs']} logs without receipt"
+    )
+    rules = f"that the rules are the manual's: the programme says itself that the constants of {doubts} sources are not confirmed"
+    return [*_NOT_PROVEN, *([late] if missing else []), *([rules] if doubts else [])]
 
 
 # ---------------------------------------------------------------- show
