@@ -15,7 +15,7 @@ from energybid.bidding.horizon import Outlook, Stage
 from energybid.bidding.response import Piece, Segment
 from energybid.bidding.site import Site
 from energybid.bidding.site_shadow import shadows
-from random_sites import draw_outlook, draw_site
+from random_sites import draw_asset, draw_outlook, draw_site
 
 NONE = np.zeros(1)
 BATTERY = Battery(stored_wh=500, capacity_wh=1000, charge_w=1000, discharge_w=1000)
@@ -219,6 +219,34 @@ def test_the_example_of_the_documentation_runs():
     names = {}
     exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
     assert sum(names["bid"].response.split(names["bid"].curve.net_w(ticks=3000))) == 7000
+
+
+def draw_day(seed):
+    random = Random(seed)
+    step_h = 1.0
+    kinds = ("battery", "car", "heat", "run", "load", "sun")
+    site = Site(tuple(draw_asset(kind, random, 8, step_h) for kind in kinds), 9000, 3000)
+    return site, [random.uniform(-80, 200) for _ in range(8)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_site_lives_through_a_day_within_its_limits(seed):
+    site, prices = draw_day(seed)
+    outlook = Outlook.certain(1.0, prices[1:])
+    ahead = site.ahead(outlook.raised(shadows(site, prices, outlook, [500] * 8)[1:]))
+    for step, price in enumerate(prices):
+        response = site.respond([rows[step] for rows in ahead], step_h=1.0, base_w=500, step=step)
+        net_w = response.curve(tick=0.01).net_w(round(price * 100))
+        assert -3000 - response.excess_w <= net_w <= 9000 + response.excess_w
+        split = response.split(net_w)
+        before, site = site, site.after(split, step_h=1.0, step=step)
+        battery, car, heat, run = site.assets[:4]
+        assert -1e-6 <= battery.stored_wh <= battery.capacity_wh + 1e-6
+        assert battery.stored_wh >= min(battery.reserve_wh, before.assets[0].stored_wh) - 1e-6
+        assert before.assets[1].stored_wh <= car.stored_wh <= car.capacity_wh + 1e-6
+        assert heat.temperature_c <= heat.most_c + 1e-6 or split[2] == 0
+        assert run.done in {before.assets[3].done, before.assets[3].done + 1}
+        assert before.assets[3].done in {0, run.done - 1, len(run.profile_w)}
 
 
 @pytest.mark.parametrize(
