@@ -242,7 +242,10 @@ def _proven(bundle: Bundle, key_for: KeyFor) -> tuple[Proven, baseline_rules.Pro
     need(all(checkpoint.origin == offered.origin for checkpoint in checkpoints), "a checkpoint is of another gateway")
     entries = [[(each.sequence, parse(each.canonical)[1]) for each in part.entries] for part in bundle.logs]
     loads = register_loads(entries, inputs, wanted)
-    return Proven(made, offered, awarded, done, stated, inputs, checkpoints, receipts, signers, loads), programmedef _included(part: LogPart) -> Checkpoint:
+    return Proven(made, offered, awarded, done, stated, inputs, checkpoints, receipts, signers, loads), programme
+
+
+def _included(part: LogPart) -> Checkpoint:
     """The log's checkpoint, to whose root every entry leads."""
     checkpoint = parse_checkpoint(cose.peek(part.checkpoint)[1])
     for entry in part.entries:

@@ -237,10 +237,10 @@ def _signer(each: dict[str, Any]) -> str:
 
 def _unproven(report: dict[str, Any]) -> list[str]:
     missing, doubts = report["logs"] - report["receipts"], report["unconfirmed"]
-    late = (
-        f"that anybody but the gateway had the readings at any time: {missing} of {report['logs']} logs without receipt"
-    )
-    rules = f"that the rules are the manual's: the programme says itself that the constants of {doubts} sources are not confirmed"
+    logs = f"{missing} of {report['logs']} logs without receipt"
+    late = f"that anybody but the gateway had the readings at any time: {logs}"
+    unsure = f"the programme says itself that the constants of {doubts} sources are not confirmed"
+    rules = f"that the rules are the manual's: {unsure}"
     return [*_NOT_PROVEN, *([late] if missing else []), *([rules] if doubts else [])]
 
 
