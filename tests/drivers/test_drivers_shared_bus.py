@@ -346,7 +346,7 @@ def test_what_a_master_asked_that_is_gone_is_not_asked(tmp_path):
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.binary(max_size=40), st.booleans()), max_size=30), st.integers())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_garbage_costs_no_poll_and_never_reaches_a_meter(tmp_path_factory, chunks, seed):
     """Random bytes and cut-up requests over four connections; the polls go on at their second."""
     rng = random.Random(seed)
