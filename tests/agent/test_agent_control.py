@@ -8,12 +8,16 @@ from fractions import Fraction
 import pytest
 from energybid.agent.commands.status import _point
 from energybid.agent.control import LEASE_MAX_S, STOP_S, Control, ControlError, Owner, Rank, at_exponent, decimal
+from energybid.agent.plan import StatusPlan
 from energybid.agent.polling import BusPoller
+from energybid.agent.process import Agent, _open
+from energybid.agent.system import RealDisk
 from energybid.core.entries import Command, CommandCause, CommandOutcome
 from energybid.core.errors import BusDownError, JournalDamagedError, JournalStalledError, NoReplyError, RefusedError
 from energybid.drivers.modbus.map import ModbusMap, Writable
 from energybid.simulator.virtual import VirtualClock, run
 from gateways import ScriptedDriver, bus, entries_in, meter, recording, virtual_platform
+from test_agent_process import plan as agent_plan
 
 LIMIT = Writable(
     name="limit",
@@ -418,3 +422,46 @@ def test_what_is_read_back_is_logged_where_it_is_exact():
     assert at_exponent(Fraction(42), -1) == 420
     assert at_exponent(Fraction(1, 8), -1) is None
     assert at_exponent(Fraction(2**70), 0) is None
+
+
+DEVICES = []
+
+
+def opened(_platform, _plan):
+    """As a driver's entry point."""
+    return DEVICES[-1]
+
+
+def test_the_agent_makes_safe_what_was_held_before_it_polls_and_again_when_it_stops(tmp_path):
+    async def main():
+        clock = VirtualClock()
+        platform = virtual_platform(clock, disk=RealDisk())
+        device = Device(clock)
+        DEVICES.append(device)
+        whole = replace(
+            agent_plan(tmp_path / "j"),
+            buses=(plan(),),
+            drivers={"test": "test_agent_control:opened"},
+            status=StatusPlan(path=str(tmp_path / "status.json"), interval_s=1.0),
+        )
+        for _ in range(2):
+            stop = asyncio.Event()
+            recorder = await _open(platform, whole)
+            recorder.journal.remember("control/charger/limit", b"held")
+            agent = Agent(platform, whole, recorder)
+            task = asyncio.create_task(agent.run(stop))
+            await asyncio.sleep(15)
+            assert min(when for when, _ in device.writes) < min(when for when, _ in device.calls)
+            await agent.control.hold("charger/limit", Fraction(2000), MARKET, now() + 600)
+            await asyncio.sleep(2)
+            assert '"owner": "market"' in (tmp_path / "status.json").read_text()
+            stop.set()
+            await task
+        return device.numbers
+
+    assert run(main) == [1000, 2000, 1000] * 2
+    assert [cause for _, _, cause, _ in told(tmp_path / "j")] == [
+        CommandCause.RESTARTED,
+        CommandCause.HELD,
+        CommandCause.STOPPED,
+    ] * 2
