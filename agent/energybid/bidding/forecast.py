@@ -3,7 +3,8 @@
 Every candidate forecasts every day. When the day is over each is scored by what its quantiles missed; the best of late
 is in use. Each learning model also keeps a frozen version of itself from about a week before, which competes with it:
 where it is better by a margin, the model goes back to it (a week of a broken sensor is unlearned in this way). The
-state is JSON and is all there is: a gateway that starts again goes on where it was. Needs numpy (extra ``bidding``). Pure.
+state is JSON and is all there is: a gateway that starts again goes on where it was. Needs numpy (extra
+``bidding``). Pure.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def cases(
         respond: Best response given how likely each price state of the round is: ``Site.respond`` with all else given.
     """
     levels = model.levels
-    coarse = np.sort(np.concatenate((levels, (levels[1:] + levels[:-1]) / 2)))
+    coarse = np.unique(levels)
     unit = (float(model.prices(day_ahead)[-1]) - day_ahead) / levels[-1] if levels[-1] else 1.0
 
     def wished(deviation: float) -> tuple[float, Response, int]:
