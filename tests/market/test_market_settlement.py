@@ -23,6 +23,7 @@ from energybid.core.entries import Clock, Epoch, Reading, Start
 from energybid.core.errors import EvidenceError
 from energybid.core.evidence import Receipt, sign_receipt
 from energybid.core.log import Log
+from energybid.core.prover import LostError
 from energybid.core.quantities import Status
 from energybid.core.tree import Frontier
 from energybid.sync import market
@@ -510,3 +511,20 @@ def test_a_round_from_the_journal_to_a_strangers_money(history, name):
 def test_a_meter_that_is_not_in_the_log(history):
     inputs = Inputs(b"", "cellar", golden.IMPORT, golden.EXPORT, 3_600_000, (), ())
     assert gather(history, inputs, [EVENT_MS]) is None
+
+
+class Pruned:
+    """A history that has lost what came before an entry."""
+
+    def __init__(self, whole, first):
+        self._whole, self.first = whole, first
+
+    def __getattr__(self, name):
+        return getattr(self._whole, name)
+
+
+def test_a_log_whose_declaration_was_pruned(history):
+    inputs = Inputs(b"", "main", golden.IMPORT, None, 3_600_000, (), ())
+    with pytest.raises(LostError, match="declaration 2 is not kept here any more: ask the head-end"):
+        gather(Pruned(history, 10), inputs, [EVENT_MS])
+    assert gather(history, inputs, []) is None

@@ -14,18 +14,21 @@ from energybid.core import cose
 from energybid.core.disclosure import Disclosed
 from energybid.core.entries import Clock, Declaration, Reading, Start, parse
 from energybid.core.evidence import parse_checkpoint
-from energybid.core.prover import Span, inclusion_spans, subtree
+from energybid.core.prover import LostError, Span, inclusion_spans, subtree
 from energybid.core.timeline import Timeline
 from energybid.sync.bundle import LogPart
 from energybid.sync.recompute import event_of, register_loads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from energybid.core.entries import Entry
     from energybid.core.prover import History
     from energybid.sync.bundle import Inputs
     from energybid.sync.market import Round
+
+Told = Start | Clock | Declaration
+"""What is kept in memory of a log; readings are many."""
 
 
 def prepare(histories: Iterable[History], made: Round, inputs: Inputs) -> tuple[Inputs, tuple[LogPart, ...]]:
@@ -65,13 +68,15 @@ def gather(history: History, inputs: Inputs, intervals: Iterable[int]) -> LogPar
         LostError: A proof needs what is not kept here: ask the head-end.
     """
     size = max((commit.end for commit in history.commits()), default=0)
-    entries = dict(history.entries(history.first, size))
-    chosen = set(_nearest(entries, inputs, intervals))
+    told = {
+        sequence: entry
+        for sequence, entry in history.entries(history.first, size)
+        if isinstance(entry, Start | Clock | Declaration)
+    }
+    chosen = _nearest(history, told, inputs, intervals)
     if not chosen:
         return None
-    readings = [entry for sequence, entry in entries.items() if sequence in chosen and isinstance(entry, Reading)]
-    chosen |= {reading.declaration for reading in readings}
-    chosen |= {sequence for sequence, entry in entries.items() if isinstance(entry, Start | Clock)}
+    chosen |= {sequence for sequence, entry in told.items() if isinstance(entry, Start | Clock)}
     message, receipt = history.signed(max(chosen))
     covered = parse_checkpoint(cose.peek(message)[1]).size
     known: dict[Span, bytes] = {}
@@ -97,32 +102,50 @@ def entries_of(part: LogPart) -> list[tuple[int, Entry]]:
     return [(each.sequence, parse(each.canonical)[1]) for each in part.entries]
 
 
-def _nearest(entries: dict[int, Entry], inputs: Inputs, intervals: Iterable[int]) -> Iterator[int]:
-    """Sequences of the readings around every boundary, for each register."""
-    timeline = Timeline()
-    for sequence, entry in entries.items():
-        if isinstance(entry, Start | Clock):
-            timeline.add(sequence, entry)
+def _nearest(history: History, told: dict[int, Told], inputs: Inputs, intervals: Iterable[int]) -> set[int]:
+    """Sequences of the readings around every boundary, for each register, and of their declarations."""
     boundaries = sorted({at for begins_ms in intervals for at in (begins_ms, begins_ms + inputs.interval_ms)})
-    for obis in (inputs.imports, inputs.exports):
-        if obis is None:
-            continue
-        timed = sorted(
-            (timeline.correct(entry).time_ms, sequence)
-            for sequence, entry in entries.items()
-            if isinstance(entry, Reading) and _holds(entry, entries.get(entry.declaration), inputs.meter, obis)
-        )
-        at = 0
+    if not boundaries:
+        return set()
+    registers = [obis for obis in (inputs.imports, inputs.exports) if obis is not None]
+    timed = _timed(history, told, inputs, boundaries[0] - inputs.interval_ms, boundaries[-1] + inputs.interval_ms)
+    chosen = set()
+    for obis in registers:
+        held = [(time_ms, sequence, at) for time_ms, sequence, at, group in timed if _holds(told[at], group, obis)]
+        place = 0
         for boundary in boundaries:
-            while at < len(timed) and timed[at][0] < boundary:
-                at += 1
-            yield from (sequence for _, sequence in timed[max(at - 1, 0) : at + 1])
+            while place < len(held) and held[place][0] < boundary:
+                place += 1
+            for _, sequence, at in held[max(place - 1, 0) : place + 1]:
+                chosen |= {sequence, at}
+    return chosen
 
 
-def _holds(reading: Reading, declaration: Entry | None, meter: str, obis: bytes) -> bool:
+def _timed(
+    history: History, told: dict[int, Told], inputs: Inputs, from_ms: int, to_ms: int
+) -> list[tuple[int, int, int, int]]:
+    """(Best time, sequence, declaration's sequence, group) of the meter's readings within two moments, by time."""
+    timeline = Timeline()
+    for sequence, each in told.items():
+        timeline.add(sequence, each)
+    found: list[tuple[int, int, int, int]] = []
+    end = max((commit.end for commit in history.commits()), default=0)
+    for sequence, entry in history.entries(history.first, end):
+        if not isinstance(entry, Reading):
+            continue
+        time_ms = timeline.correct(entry).time_ms
+        if from_ms <= time_ms <= to_ms:
+            if entry.declaration < history.first:
+                raise LostError(f"declaration {entry.declaration} is not kept here any more: ask the head-end")
+            declaration = told.get(entry.declaration)
+            if isinstance(declaration, Declaration) and declaration.meter == inputs.meter:
+                found.append((time_ms, sequence, entry.declaration, entry.group))
+    return sorted(found)
+
+
+def _holds(declaration: Told, group: int, obis: bytes) -> bool:
     return (
         isinstance(declaration, Declaration)
-        and declaration.meter == meter
-        and reading.group < len(declaration.groups)
-        and any(quantity[0] == obis for quantity in declaration.groups[reading.group][1])
+        and group < len(declaration.groups)
+        and any(quantity[0] == obis for quantity in declaration.groups[group][1])
     )
