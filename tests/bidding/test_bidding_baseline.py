@@ -305,3 +305,14 @@ def test_days_outside_the_calendar():
 def test_a_holiday_has_a_rule(rule):
     with pytest.raises(ValueError, match="write MM-DD"):
         Calendar(((rule, 1),), 0, 1).holidays(2026)
+
+
+@settings(max_examples=60)
+@given(st.binary(max_size=60), st.integers(0, len(GOOD) - 1))
+def test_whatever_a_file_holds_is_rules_or_a_fault(noise, at):
+    data = GOOD.encode()
+    for text in (noise, data[:at] + noise + data[at + len(noise) :]):
+        try:
+            parse(text)
+        except ValueError:
+            continue

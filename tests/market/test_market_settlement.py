@@ -1,6 +1,9 @@
 """Settlement: registers at boundaries, money, the bundle, a stranger's recomputation, and every bit of a golden one."""
 
 import json
+import subprocess
+import sys
+from datetime import date
 from fractions import Fraction
 from pathlib import Path
 
@@ -528,3 +531,44 @@ def test_a_log_whose_declaration_was_pruned(history):
     with pytest.raises(LostError, match="declaration 2 is not kept here any more: ask the head-end"):
         gather(Pruned(history, 10), inputs, [EVENT_MS])
     assert gather(history, inputs, []) is None
+
+
+# ---------------------------------------------------------------- whatever comes
+
+
+@settings(max_examples=100)
+@given(st.binary(max_size=200), st.integers(0, 7), st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.binary(max_size=40) | st.text(max_size=10),
+    lambda inner: st.lists(inner, max_size=3), max_leaves=6,
+))  # fmt: skip
+def test_whatever_comes_is_refused_as_evidence(noise, at, value):
+    """Bytes, and well-formed arrays with one part that is something else."""
+    for data in (noise, DATA[:40] + noise):
+        with pytest.raises(EvidenceError):
+            verify(data, trusted)
+    for whole, read in ((DATA, lambda data: verify(data, trusted)), (INPUTS.encode(), parse_inputs)):
+        item = cbor.decode(whole)
+        if item[at] != value:
+            item[at] = value
+            try:
+                read(cbor.encode(item))
+            except EvidenceError:
+                continue
+            assert whole != DATA or (at, value) == (4, None), (
+                "inputs may be other inputs; a confirmation may be missing"
+            )
+
+
+def test_inputs_survive_a_round_trip():
+    inputs = INPUTS._replace(events=(date(2026, 1, 1), date(2026, 5, 1)), exports=None)
+    assert parse_inputs(inputs.encode()) == inputs
+
+
+def test_verifying_does_without_what_a_gateway_has_not_got():
+    """A gateway that only meters has no numpy, and no process that runs loads pydantic."""
+    script = (
+        "import sys, energybid.sync.recompute, energybid.sync.gather; print({'pydantic', 'numpy'} & set(sys.modules))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "set()\n"
+    )
