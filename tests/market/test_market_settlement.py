@@ -554,9 +554,7 @@ def test_whatever_comes_is_refused_as_evidence(noise, at, value):
                 read(cbor.encode(item))
             except EvidenceError:
                 continue
-            assert whole != DATA or (at, value) == (4, None), (
-                "inputs may be other inputs; a confirmation may be missing"
-            )
+            assert whole != DATA or (at, value) == (4, None), "other inputs, or no confirmation"
 
 
 def test_inputs_survive_a_round_trip():
