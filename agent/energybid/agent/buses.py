@@ -38,8 +38,8 @@ class MeterModel(Settings):
     name: Name
     """Unique on the gateway."""
     profile: str
-    """A profile's name (``energybid profile list``) or the path of a TOML file; ``energybid profile sunspec`` makes one of
-    a SunSpec device."""
+    """A profile's name (``energybid profile list``) or the path of a TOML file; ``energybid profile sunspec`` makes one
+    of a SunSpec device."""
     unit: int = Field(ge=0, le=255)
     """Its Modbus address: 1 to 247 on a serial line."""
     interval: Duration = Field(60.0, ge=0, le=86400)
