@@ -76,7 +76,7 @@ def test_what_can_not_be_walked_is_refused():
 
 
 def files(folder) -> list[str]:
-    market, start = prices(12), dt.datetime(2024, 1, 1)
+    market, start = prices(12), dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
     with gzip.open(folder / "prices.csv.gz", "wt", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["date", "real_time_eur", "day_ahead_eur"])
