@@ -146,7 +146,7 @@ class PriceModel:
     @property
     def states(self) -> int:
         """How many."""
-        return self.counts.shape[1]
+        return int(self.counts.shape[1])
 
     @property
     def matrices(self) -> Array:
@@ -271,8 +271,10 @@ class PriceModel:
         if len(places) and places.max() >= len(counts):
             raise ValueError("the price model's state counts transitions that it has not")
         counts[places] = np.frombuffer(b64decode(state["counts"], validate=True), dtype="<f4")
-        arrays = [np.array(state[name], dtype=float) for name in ("edges", "slow_edges", "levels", "slow_levels")]
-        return cls(shape, state["steps_per_day"], *arrays, counts.reshape(shape.blocks, states, states))
+        names = ("edges", "slow_edges", "levels", "slow_levels")
+        edges, slow_edges, levels, slow_levels = (np.array(state[name], dtype=float) for name in names)
+        blocks = counts.reshape(shape.blocks, states, states)
+        return cls(shape, state["steps_per_day"], edges, slow_edges, levels, slow_levels, blocks)
 
 
 def scale(shape: Shape, day_ahead: Array) -> Array:
