@@ -3,13 +3,17 @@
 Here lives the reading of that word. It opens nothing, and does not look whether the place is there.
 """
 
-import argparse
+from __future__ import annotations
+
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from energybid.core.errors import ConfigurationError
 from energybid.core.ports import Endpoint, SerialEndpoint, TcpEndpoint, TlsSettings, UdpEndpoint
+
+if TYPE_CHECKING:
+    import argparse
 
 TCP, RTU, ASCII, RTU_TCP, UDP = "modbus-tcp", "modbus-rtu", "modbus-ascii", "modbus-rtu-tcp", "modbus-udp"
 """The kinds of a Modbus bus."""
