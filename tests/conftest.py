@@ -1,7 +1,9 @@
 """Shared by all tests."""
 
 import os
+import sys
 
+import pytest
 from hypothesis import settings
 
 # Before numpy is loaded: matrices are small, and tests run in parallel processes as it is.
@@ -10,3 +12,15 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # No deadlines: a busy machine is no fault of the code. Failures print what reproduces them.
 settings.register_profile("default", deadline=None, print_blob=True)
 settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def _untraced(request):
+    """Leave out of the coverage what goes through the same code thousands of times: it would cost minutes."""
+    if request.node.get_closest_marker("untraced") is None:
+        yield
+        return
+    trace = sys.gettrace()
+    sys.settrace(None)
+    yield
+    sys.settrace(trace)

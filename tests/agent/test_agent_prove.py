@@ -160,6 +160,7 @@ def test_the_quantity_and_the_newest(site, capsys):
     assert any("no receipt" in claim for claim in checked["not_proven"])
 
 
+@pytest.mark.untraced
 def test_every_reading_of_both_databases_can_be_proven(site):
     for database, load in ((site.path, journal_histories), (site.stored, histories)):
         connection = apsw.Connection(str(database), flags=apsw.SQLITE_OPEN_READONLY)

@@ -183,6 +183,7 @@ def test_a_healthy_journal_and_a_locked_or_newer_one_are_never_set_aside(tmp_pat
     database.close()
 
 
+@pytest.mark.untraced
 def test_flips_anywhere_are_survived(tmp_path):
     """Whatever byte is flipped: the agent starts, and what it cannot prove whole is kept."""
     path = tmp_path / "j"

@@ -174,6 +174,7 @@ def acknowledge_all(recorder, clock):
     recorder.acknowledge(size, sign_receipt(receipt, HEADEND))
 
 
+@pytest.mark.untraced
 def test_a_week_without_the_uplink_in_one_mebibyte(tmp_path):
     stages = []
 

@@ -109,6 +109,7 @@ def test_the_stranger_agrees_with_the_golden_proofs(name: str) -> None:
     assert head == list(golden_core.CHECKPOINT)
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("name", GOLDEN)
 def test_every_flipped_bit_of_every_golden_proof_is_refused(name: str) -> None:
     """All of them: heads and lengths, kid and unprotected headers, signatures, salts, paths. By both verifiers."""

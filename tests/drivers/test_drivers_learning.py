@@ -98,6 +98,7 @@ def maps(draw):
     return quantities, draw(st.integers(2, 40)), forbidden
 
 
+@pytest.mark.untraced
 @settings(max_examples=60, deadline=None)
 @given(maps())
 def test_good_values_are_kept_and_later_polls_read_around_with_the_fewest_requests(case):
@@ -542,6 +543,7 @@ def test_with_a_short_time_out_a_late_reply_is_waited_for_as_long_as_with_the_co
     on_line(line, scene)
 
 
+@pytest.mark.untraced
 @settings(max_examples=40, deadline=None)
 @given(maps(), st.integers(0, 3))
 def test_alone_on_its_line_every_value_is_right_too(case, rest):

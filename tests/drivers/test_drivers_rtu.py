@@ -282,6 +282,7 @@ FATES = [
 ]
 
 
+@pytest.mark.untraced
 @settings(max_examples=80)
 @given(
     st.randoms(use_true_random=False),

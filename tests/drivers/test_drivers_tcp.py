@@ -343,6 +343,7 @@ def test_closing_while_the_bus_is_being_opened() -> None:
     play(prompt, scene)
 
 
+@pytest.mark.untraced
 def test_a_transaction_is_not_used_again_while_its_late_reply_may_come() -> None:
     used: dict[int, float] = {}
 
@@ -365,6 +366,7 @@ def test_a_transaction_is_not_used_again_while_its_late_reply_may_come() -> None
 FATES = ["prompt", "late", "never", "twice", "foreign unit", "foreign function", "short", "stray", "refused", "busy"]
 
 
+@pytest.mark.untraced
 @settings(max_examples=80)
 @given(st.randoms(use_true_random=False), st.integers(1, 6), st.sampled_from([0, 1, 2]))
 def test_late_duplicate_and_foreign_replies_never_become_values(chance: Any, in_flight: int, retries: int) -> None:

@@ -96,6 +96,7 @@ def test_golden_messages(name):
     assert json.loads(golden_market.path(name).read_text()) == json.loads(json.dumps(golden_market.document(name)))
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("name", KINDS)
 def test_every_flipped_bit_is_refused(name):
     data, key = chain()[name][1], KEYS.get(name, MARKET_KEY).public

@@ -28,14 +28,13 @@ SHARE = float(os.environ.get("ENERGYBID_POWER_SHARE", "0.09"))
 totals = Found(0, 0, 0, [])
 
 
+pytestmark = pytest.mark.untraced
+
+
 @pytest.fixture(autouse=True)
 def _quick():
-    """Coverage of these tests would cost minutes, and say nothing that tests/agent does not."""
-    trace = sys.gettrace()
-    sys.settrace(None)
     with remembered():
         yield
-    sys.settrace(trace)
 
 
 @pytest.mark.parametrize("failing", [False, True], ids=["good", "syncs-fail"])

@@ -209,6 +209,7 @@ def small() -> list[Entry]:
     return entries
 
 
+@pytest.mark.untraced
 def test_a_flipped_bit_is_refused_or_seen() -> None:
     """A bit may be a value's, which the hashes then tell, or make another choice that leads to the same entries."""
     entries = small()
