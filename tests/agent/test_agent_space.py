@@ -253,6 +253,7 @@ def test_beyond_the_high_mark_history_shrinks_to_the_smaller_minimum(tmp_path):
     small_gateway(tmp_path / "j", script, keep_s=30 * DAY_S, keep_least_s=3600.0)
 
 
+@pytest.mark.untraced
 def test_a_minimum_that_does_not_fit_is_kept_and_new_readings_are_thinned(tmp_path):
     async def script(recorder, driver, clock):
         for _ in range(2 * DAY_S // 600):

@@ -93,6 +93,7 @@ DATES = st.one_of(
 )
 
 
+@pytest.mark.untraced
 @settings(max_examples=50, deadline=None)
 @given(
     name=st.sampled_from(NAMES), day=DATES, hour=st.integers(0, 23), number=st.integers(1, 4),

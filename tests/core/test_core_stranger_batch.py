@@ -51,6 +51,7 @@ def test_reads_columns_of_steady_meters(rows: int, meters: int) -> None:
     assert stranger_batch.columns_of(columns.encode(entries), len(entries)) == as_arrays(entries)
 
 
+@pytest.mark.untraced
 @given(st.lists(ENTRIES | readings(), max_size=30))
 @settings(max_examples=80, deadline=None)
 def test_reads_columns_of_anything(entries: list[Entry]) -> None:

@@ -134,6 +134,7 @@ def test_silence_is_recorded_as_such_and_a_meter_that_is_gone_ends_it() -> None:
 READABLE = st.sets(st.integers(0, 24), max_size=20)
 
 
+@pytest.mark.untraced
 @given(readable=READABLE, cuts=READABLE, limit=st.integers(1, 24), most=st.integers(1, 24), whole=st.booleans())
 @settings(max_examples=40)
 def test_a_dump_of_a_served_dump_is_the_same_dump(

@@ -345,6 +345,7 @@ def test_what_a_master_asked_that_is_gone_is_not_asked(tmp_path):
     scene(tmp_path / "j", play, replace(PLAN, max_age_s=0.0), units=range(1, 5), interval_s=0.0)
 
 
+@pytest.mark.untraced
 @given(st.lists(st.tuples(st.integers(0, 3), st.binary(max_size=40), st.booleans()), max_size=30), st.integers())
 @settings(max_examples=15, deadline=None)
 def test_garbage_costs_no_poll_and_never_reaches_a_meter(tmp_path_factory, chunks, seed):

@@ -60,6 +60,7 @@ def expected(error, point):
     assert isinstance(error, JournalStalledError) or point["name"] in {"read", "gone"}, error
 
 
+@pytest.mark.untraced
 @many
 @given(points)
 def test_the_same_journal_takes_the_same_commit_when_the_disk_is_well_again(point):

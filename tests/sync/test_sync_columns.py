@@ -27,6 +27,7 @@ def reading(number: int, values: tuple[int | None, ...], status: tuple[int, ...]
 # ---------------------------------------------------------------- there and back
 
 
+@pytest.mark.untraced
 @given(logs())
 @settings(max_examples=300, deadline=None)
 def test_every_log_comes_back(entries: list[Entry]) -> None:
@@ -250,6 +251,7 @@ def test_damaged_streams_raise_evidence_errors_only(seed: int, changes: int) -> 
     refused(bytes(broken))
 
 
+@pytest.mark.untraced
 @given(st.lists(st.integers(0, 40) | st.integers(0, 255), max_size=120), st.binary(max_size=40), st.binary(max_size=40))
 @settings(max_examples=1500, deadline=None)
 def test_any_control_raises_evidence_errors_only(control: list[int], unary: bytes, lows: bytes) -> None:
