@@ -253,3 +253,12 @@ def test_refuses_true_hashes_under_false_sizes() -> None:
 
 def test_refuses_hashes_joined_in_one() -> None:
     assert refused(lambda: verify_inclusion(b"", 1, 2, [LEAVES[0] + LEAVES[1]], mth(0, 2)))
+
+
+@pytest.mark.parametrize("item", [b"", b"x", bytes(31), bytes(33)])
+def test_what_is_no_hash_is_no_leaf_and_no_root(item: bytes) -> None:
+    """A tree of one leaf has an empty path: equal bytes of another length would pass for it."""
+    with pytest.raises(EvidenceError, match="32 bytes"):
+        verify_inclusion(item, 0, 1, [], item)
+    with pytest.raises(EvidenceError, match="32 bytes"):
+        verify_consistency(0, 1, [], EMPTY_ROOT, item)

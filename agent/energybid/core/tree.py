@@ -124,6 +124,7 @@ def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes],
     """
     if not 0 <= index < size:
         raise EvidenceError(f"no leaf {index} in a tree of {size}")
+    _hashes(leaf, root)
     node, last, hashed = index, size - 1, leaf
     for sibling in proof:
         if last == 0 or len(sibling) != HASH_SIZE:
@@ -139,6 +140,12 @@ def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes],
         last >>= 1
     if last or hashed != root:
         raise EvidenceError(f"inclusion proof of leaf {index} does not lead to the root of size {size}")
+
+
+def _hashes(*items: bytes) -> None:
+    """Refuse what is no hash: a proof without a path shows of leaf and root only that they are the same bytes."""
+    if any(len(item) != HASH_SIZE for item in items):
+        raise EvidenceError(f"a hash has {HASH_SIZE} bytes")
 
 
 def consistency_proof(leaves: Sequence[bytes], first: int) -> list[bytes]:
@@ -172,6 +179,8 @@ def verify_consistency(first: int, second: int, proof: Sequence[bytes], first_ro
     """
     if not 0 <= first <= second:
         raise EvidenceError(f"a tree of {first} can not be a prefix of one of {second}")
+    if first == 0 < second:
+        _hashes(second_root)
     if first in {0, second}:
         if proof or (first == 0 and first_root != EMPTY_ROOT) or (first == second and first_root != second_root):
             raise EvidenceError(f"sizes {first} and {second}: roots differ or the proof is not empty")
