@@ -211,6 +211,45 @@ def test_two_owners_of_one_rank_do_not_share_a_point(tmp_path):
     play(tmp_path / "j", scene)
 
 
+def test_an_owner_that_holds_the_same_number_for_a_shorter_time_is_taken_at_its_word(tmp_path):
+    async def scene(control, device, _recorder):
+        await control.hold("charger/limit", Fraction(4200), MARKET, now() + 600)
+        await asyncio.sleep(1)
+        lease = await control.hold("charger/limit", Fraction(4200), MARKET, now() + 10)
+        await asyncio.sleep(12)
+        assert not lease.held
+        assert device.numbers == [4200, 1000]
+
+    play(tmp_path / "j", scene)
+
+
+def test_who_waits_while_the_agent_stops_holds_nothing(tmp_path):
+    async def scene(control, device, _recorder):
+        first = asyncio.create_task(control.hold("charger/limit", Fraction(4200), SCHEDULE, now() + 60))
+        await asyncio.sleep(0.01)
+        second = asyncio.create_task(control.hold("charger/limit", Fraction(3000), MARKET, now() + 60))
+        await asyncio.sleep(0.01)
+        await control.close()
+        with pytest.raises(ControlError, match="the agent stops"):
+            await second
+        assert not (await first).held
+        assert device.numbers == [4200, 1000]
+
+    play(tmp_path / "j", scene)
+    assert told(tmp_path / "j")[-1][0] == "agent"
+
+
+def test_numbers_with_a_fraction_are_shown_as_decimals(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "LIMIT", replace(LIMIT, scale=Fraction(1, 2)))
+
+    async def scene(control, _device, _recorder):
+        await control.hold("charger/limit", Fraction(9, 2), MARKET, now() + 60)
+        (point,) = control.status()
+        assert (point["written"], point["leases"][0]["value"]) == ("4.5", "4.5")
+
+    play(tmp_path / "j", scene)
+
+
 def test_no_lease_is_longer_than_a_day(tmp_path):
     async def scene(control, device, _recorder):
         await control.hold("charger/limit", Fraction(1), MARKET, now() + 10 * LEASE_MAX_S)

@@ -27,6 +27,7 @@ from energybid.core.errors import (
     MeterError,
     RefusedError,
 )
+from energybid.core.quantities import decimal_text
 from energybid.drivers.modbus.decode import decode_writable, encode_writable
 from energybid.drivers.modbus.map import ModbusMap
 
@@ -233,18 +234,17 @@ class Control:
         if found is None:
             known = ", ".join(self.points) or "there are none"
             raise ControlError(f"{point}: no such point with a safe number; {known}")
-        if self._closing is not None:
-            raise ControlError(f"{point}: the agent stops")
         self._check(found, value, owner, until_s)
         lease = Lease(found, owner, value, found.bounded(until_s))
         before = found.leases.get(owner.name)
         async with found.lock:
             found.expire()
-            self._check(found, value, owner, until_s)
-            if before is not None and before.active and before.value == value:
-                found.leases[owner.name] = lease  # only its time is new
-                return lease
+            self._check(found, value, owner, until_s)  # while it waited, another may have come, or the stop
+            only_its_time_is_new = before is not None and before.active and before.value == value
             found.leases[owner.name] = lease
+            found.changed.set()
+            if only_its_time_is_new:
+                return lease
             if found.top() is not lease:
                 self._log(
                     found, value, owner, cause=CommandCause.HELD, outcome=CommandOutcome.OVERRULED, until_s=until_s
@@ -252,10 +252,11 @@ class Control:
                 return lease
             found.cause = CommandCause.HELD
             await self._first_attempt(found, lease)
-        found.changed.set()
         return lease
 
     def _check(self, point: _Point, value: Fraction, owner: Owner, until_s: float) -> None:
+        if self._closing is not None:
+            raise ControlError(f"{point.name}: the agent stops")
         try:
             encode_writable(point.writable, value)
         except ValueError as error:
@@ -436,13 +437,13 @@ class Control:
             {
                 "point": point.name,
                 "unit": point.writable.unit,
-                "written": None if point.written is None else str(point.written),
+                "written": None if point.written is None else decimal_text(*decimal(point.written)),
                 "open": point.open,
                 "leases": [
                     {
                         "owner": lease.owner.name,
                         "rank": lease.owner.rank.name.lower(),
-                        "value": str(lease.value),
+                        "value": decimal_text(*decimal(lease.value)),
                         "left_s": round(lease.until_s - self.now(), 1),
                         "active": lease.active,
                     }
