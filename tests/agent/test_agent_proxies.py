@@ -2,11 +2,13 @@
 
 import asyncio
 from dataclasses import replace
+from importlib.resources import files
 
 import pytest
-from energybid.agent.config import GatewayFile
+from energybid.agent.config import GatewayFile, load_plan
 from energybid.agent.plan import StatusPlan
 from energybid.agent.process import run_agent
+from energybid.core.cose import PrivateKey
 from energybid.core.errors import ConfigurationError
 from energybid.core.ports import BusPlan, SerialEndpoint, TcpEndpoint
 from energybid.core.settings import parse_toml
@@ -93,6 +95,41 @@ def test_faults_are_named(proxies, fault):
     with pytest.raises(ConfigurationError) as caught:
         parse(*proxies)
     assert fault in str(caught.value)
+
+
+WRITABLE = """
+[[writable]]
+name = "{}"
+register = {}
+type = "uint32"
+scale = "1"
+unit = "W"
+minimum = "0"
+maximum = "5000"
+{}
+"""
+
+
+def test_masters_may_not_write_what_the_control_path_holds(tmp_path):
+    (tmp_path / "log.pem").write_bytes(PrivateKey.from_entropy(bytes(48)).pem())
+    profile = (files("energybid.drivers") / "profiles" / "abb-b23.toml").read_text()
+    profile += WRITABLE.format("limit", 300, 'safe = "0"') + WRITABLE.format("period", 400, "")
+    (tmp_path / "charger.toml").write_text(profile)
+    path = tmp_path / "gateway.toml"
+    head = HEAD + BUS.replace("abb-b23", "charger.toml") + '[[proxy]]\nbus = "b"\nport = 1502\nallow = [{}]\n'
+    allow = '{{ unit = {}, table = "{}", first = {}, count = {} }}'.format
+    apart = allow(1, "holding", 298, 2), allow(1, "holding", 302, 1), allow(2, "holding", 300, 2)
+    others = allow(1, "coil", 300, 2), allow(1, "holding", 400, 2)
+    path.write_text(head.format(", ".join((*apart, *others))))
+    assert len(load_plan(path).proxies[0].allow) == 5
+    path.write_text(head.format(", ".join((allow(2, "holding", 0, 1), allow(1, "holding", 301, 9)))))
+    with pytest.raises(ConfigurationError) as caught:
+        load_plan(path)
+    (fault,) = caught.value.faults
+    assert fault == (
+        f"{path}: proxy[0].allow[1]: holds register 300 of unit 1, which is m/limit: "
+        "the agent itself holds that; leave it out"
+    )
 
 
 def test_the_agent_lets_masters_in_and_says_so_and_closes_at_its_end(tmp_path):

@@ -5,7 +5,7 @@ fault is reported at once.
 """
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from energybid.agent.budget import DEFAULT, LEAST
 from energybid.agent.buses import AnyBusModel, AsciiBusModel, BusModel, MeterModel, Name, RtuBusModel
 from energybid.agent.plan import AgentPlan, JournalPlan, StatusPlan, UplinkPlan
-from energybid.agent.proxies import ProxyModel
+from energybid.agent.proxies import ProxyModel, control_faults
 from energybid.core.cose import PrivateKey, PublicKey
 from energybid.core.errors import ConfigurationError
 from energybid.core.ports import BusPlan, Endpoint, MeterPlan, TcpEndpoint, Will
@@ -145,6 +145,10 @@ class _Faults:
         self.source = source
         self.lines: list[str] = []
 
+    def add(self, key: str, faults: Iterable[str]) -> None:
+        """Faults that begin with a key in ``key``."""
+        self.lines += [f"{self.source}: {key}.{fault}" for fault in faults]
+
     def attempt(self, key: str, make: Callable[[], T], *, between: str = ": ") -> T | None:
         """``make()``, or None and a line that names the key; ``between`` is "." where faults begin with a key in it."""
         try:
@@ -218,6 +222,10 @@ class _Planner:
         headend_key = headend and self._faults.attempt("keys.headend", lambda: self._pem(headend, PublicKey.from_pem))
         uplink = self._faults.attempt("uplink", self._uplink)
         drivers = {e.name: e.value for e in importlib.metadata.entry_points(group="energybid.drivers")}
+        proxies = tuple(proxy.plan() for proxy in file.proxy)
+        by_name = {bus.name: bus for bus in buses}
+        for number, proxy in enumerate(proxies):
+            self._faults.add(f"proxy[{number}]", control_faults(proxy, by_name[proxy.bus]))
         if self._faults.lines:
             raise ConfigurationError(self._faults.lines)
         return AgentPlan(
@@ -241,7 +249,7 @@ class _Planner:
             buses=buses,
             drivers={bus.kind: drivers[bus.kind] for bus in buses},
             json_logs=file.logs.format == "json",
-            proxies=tuple(proxy.plan() for proxy in file.proxy),
+            proxies=proxies,
         )
 
     def _pem(self, name: str, check: Callable[[bytes], object]) -> bytes:

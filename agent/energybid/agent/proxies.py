@@ -1,13 +1,15 @@
 """gateway.toml's ``[[proxy]]``: the model, and the plan made of it. Imported where a file is checked only."""
 
+from collections.abc import Iterator
 from ipaddress import ip_network
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from energybid.agent.buses import device_name
-from energybid.core.ports import SerialEndpoint
+from energybid.core.ports import BusPlan, SerialEndpoint
 from energybid.core.settings import Duration, Settings
+from energybid.drivers.modbus.map import ModbusMap
 from energybid.drivers.modbus.proxy.plan import HERE, Allowed, Listen, ProxyPlan
 
 ADDRESSES = 65_536
@@ -115,3 +117,25 @@ class ProxyModel(Settings):
             idle_s=self.idle,
             share=self.share / 100,
         )
+
+
+def control_faults(plan: ProxyPlan, bus: BusPlan) -> Iterator[str]:
+    """Where masters might write what the control path holds: it would not notice (docs/control.md).
+
+    Args:
+        plan: The proxy.
+        bus: Its bus.
+    """
+    for meter in bus.meters:
+        for writable in meter.map.writables if isinstance(meter.map, ModbusMap) else ():
+            if writable.safe is None:
+                continue  # no point of the control path
+            end = writable.first + writable.count
+            for number, allowed in enumerate(plan.allow):
+                if (allowed.unit, allowed.table) == (meter.unit, "holding") and (
+                    allowed.first < end and writable.first < allowed.first + allowed.count
+                ):
+                    yield (
+                        f"allow[{number}]: holds register {writable.first} of unit {meter.unit}, which is "
+                        f"{meter.name}/{writable.name}: the agent itself holds that; leave it out"
+                    )
