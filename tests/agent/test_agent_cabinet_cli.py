@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -345,6 +346,29 @@ def test_what_may_not_be_written(site: Place, typed: Typed, arguments: list[str]
     code, out, err = typed("write", "-c", site.config, "--", place, name, value)
     assert (code, out) == (2, "")
     assert message in err
+
+
+@pytest.mark.parametrize(
+    ("point", "age_s", "said"),
+    [
+        ({"leases": [{"owner": "market", "rank": "market"}], "open": True}, 0, "is held by market (market): "),
+        ({"leases": [], "open": True}, 0, "is held by the agent, which makes it safe"),
+        ({"leases": [], "open": False}, 0, ""),
+        ({"leases": [], "open": True}, 3600, ""),
+        ({"no": "status"}, 0, ""),
+    ],
+)
+def test_what_the_running_agent_holds_is_not_written(
+    site: Place, typed: Typed, tmp_path: Path, point: dict[str, Any], age_s: int, said: str
+) -> None:
+    status, config = tmp_path / "status.json", tmp_path / "gateway.toml"
+    config.write_text(f'{Path(site.config).read_text()}[status]\npath = "status.json"\n')
+    others = [{"point": "main/other", "leases": [], "open": True}]
+    status.write_text(json.dumps({"control": [*others, {"point": "main/demand-period", **point}]}))
+    os.utime(status, (time.time() - age_s,) * 2)
+    code, out, err = typed("write", "-c", str(config), "main", "demand-period", "3600", "--yes")
+    assert (code, bool(out)) == ((1, False) if said else (0, True))
+    assert said in err
 
 
 class Stubborn(socketserver.BaseRequestHandler):

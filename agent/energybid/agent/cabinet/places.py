@@ -4,13 +4,14 @@ Here live the options that say so, and the plan that follows from them. Imports 
 """
 
 import argparse
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from energybid.agent.config import Cabinet, load_cabinet
-from energybid.core.errors import BusDownError, ConfigurationError, NoReplyError
+from energybid.core.errors import BusDownError, ConfigurationError, EnergybidError, NoReplyError
 from energybid.core.ports import BusPlan, Endpoint, MeterPlan, SerialEndpoint
 from energybid.core.settings import parse_duration
 from energybid.drivers.modbus.map import ModbusMap
@@ -173,6 +174,34 @@ def mindful_of_the_agent(place: Place, now_ns: Callable[[], int]) -> Iterator[No
             f"{error}; the agent is running and may have its only connection: energybid status -f {place.status} shows "
             "what it reads"
         ) from None
+
+
+def refuse_what_is_held(place: Place, writable: str, now_ns: int) -> None:
+    """Where the running agent holds a number, nobody else is to write it: the agent would not notice.
+
+    Args:
+        place: The meter.
+        writable: The number's name in the profile.
+        now_ns: Wall clock.
+
+    Raises:
+        EnergybidError: It is held, or being made safe.
+    """
+    if place.status is None or not _fresh(place.status, now_ns):
+        return
+    try:
+        points = json.loads(place.status.read_text(encoding="utf-8"))["control"]
+        point = next((p for p in points if p["point"] == f"{place.name}/{writable}"), None)
+        owners = [f"{lease['owner']} ({lease['rank']})" for lease in point["leases"]] if point else []
+        is_open = bool(point and point["open"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # no status of an agent that holds anything
+    if owners or is_open:
+        who = ", ".join(owners) or "the agent, which makes it safe"
+        raise EnergybidError(
+            f"{place.name}/{writable} is held by {who}: energybid status -f {place.status} says until when. "
+            "Wait for that, or stop the agent, which makes it safe first"
+        )
 
 
 def _fresh(status: Path | None, now_ns: int) -> bool:

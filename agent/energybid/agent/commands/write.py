@@ -5,7 +5,14 @@ import asyncio
 import json
 import sys
 
-from energybid.agent.cabinet.places import TARGETS, Place, add_place_arguments, mindful_of_the_agent, place_of
+from energybid.agent.cabinet.places import (
+    TARGETS,
+    Place,
+    add_place_arguments,
+    mindful_of_the_agent,
+    place_of,
+    refuse_what_is_held,
+)
 from energybid.agent.cabinet.writing import (
     Change,
     Written,
@@ -32,7 +39,7 @@ examples:
   energybid profile show eastron-sdm630                    what may be written, and within which bounds
 
 The old value is shown, you are asked, it is written, read back and compared. Nothing is undone: where the meter holds
-another value afterwards, exit code 1 and the message say so.
+another value afterwards, exit code 1 and the message say so. With -c, what the running agent holds is not written.
 {TARGETS}"""
 YES = {"y", "yes"}
 
@@ -68,12 +75,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _change(arguments: argparse.Namespace, place: Place, change: Change) -> Written | None:
     real = platform()
+    refuse_what_is_held(place, change.writable.name, real.now_ns())
     driver = open_driver(real, place.bus)
     try:
         with mindful_of_the_agent(place, real.now_ns):
             before = await read_old(driver, place, change)
         if not arguments.yes and not _confirmed(place, change, before):
             return None
+        refuse_what_is_held(place, change.writable.name, real.now_ns())  # a person takes time to answer
         return Written(before, await _written(driver, place, change))
     finally:
         await driver.close()
