@@ -74,6 +74,25 @@ def test_what_changes_all_the_time_is_written_once_a_day(tmp_path):
     remembering(tmp_path / "j", scene)
 
 
+def test_what_changes_all_the_time_is_kept_at_the_end(tmp_path):
+    async def first(memory, driver, _journal):
+        driver.knowledge["a"] = {"delays": 1}
+        await asyncio.sleep(61)
+        driver.knowledge["a"] = {"delays": 2}
+        await memory.close()
+
+    async def second(memory, driver, _journal):
+        assert driver.knowledge == {"a": {"delays": 2}}
+        driver.knowledge["a"] = {"delays": 3}
+        await memory.close()
+
+    async def third(_memory, driver, _journal):
+        assert driver.knowledge == {"a": {"delays": 3}}
+
+    for scene in (first, second, third):
+        remembering(tmp_path / "j", scene)
+
+
 def test_what_is_damaged_is_left_alone(tmp_path, caplog):
     async def first(_memory, _driver, journal):
         journal.remember(key_of(PLAN.meters[0]), b'{"damaged":1}')

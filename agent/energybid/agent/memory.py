@@ -74,7 +74,8 @@ class Memory:
         """Keep what is not kept yet; what takes too long is left."""
         try:
             async with asyncio.timeout(KEEP_S):
-                await self._keep(WRITE_EVERY_S)
+                await self._keep(WRITE_EVERY_S)  # first what was dear
+                await self._keep(0.0)
         except TimeoutError:
             logger.warning("what was learned of the meters was not all kept: the disk is slow")
 
