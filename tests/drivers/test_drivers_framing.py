@@ -1,4 +1,5 @@
 import itertools
+from random import Random
 from typing import Any
 
 import pytest
@@ -177,6 +178,12 @@ def test_a_request_behind_noise_is_found(noise: bytes, unit: int, pdu: bytes) ->
 def test_the_beginning_of_a_long_request_does_not_swallow_the_next() -> None:
     framer = RtuRequests()
     assert framer.feed(bytes.fromhex("01 10 0000 0064 C8 0102")) == []
+    assert framer.feed(rtu_frame(1, b"\x04\x00\x00\x00\x02")) == [Frame(1, 0, b"\x04\x00\x00\x00\x02")]
+
+
+def test_noise_that_comes_byte_by_byte_is_no_request() -> None:
+    framer = RtuRequests()
+    assert feed_all(framer, [bytes((byte,)) for byte in Random(1).randbytes(3000)]) == []
     assert framer.feed(rtu_frame(1, b"\x04\x00\x00\x00\x02")) == [Frame(1, 0, b"\x04\x00\x00\x00\x02")]
 
 

@@ -182,12 +182,13 @@ class RtuRequests:
 
     def feed(self, data: bytes) -> list[Frame]:
         """Add received bytes; return the requests they complete."""
-        buffer = self._buffer + data
+        checked, buffer = len(self._buffer), self._buffer + data
         frames: list[Frame] = []
         at = start = 0
         while len(buffer) - at >= _RTU_MIN:
             stop = self._stop(buffer, at, aligned=at == start)
-            if stop and stop <= len(buffer) and crc16(buffer[at:stop]) == 0:
+            # What ended in the bytes of before was looked at then: noise byte by byte costs no more than at once.
+            if checked < stop <= len(buffer) and crc16(buffer[at:stop]) == 0:
                 frames.append(Frame(buffer[at], 0, buffer[at + 1 : stop - 2]))
                 start = at = stop
             else:

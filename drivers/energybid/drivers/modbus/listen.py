@@ -37,17 +37,17 @@ class RtuListener:
 
     def feed(self, data: bytes) -> list[Frame]:
         """Add received bytes; return the replies that they complete."""
-        buffer = self._buffer + data
+        checked, buffer = len(self._buffer), self._buffer + data
         self.noise += len(data)
         if self._echo and buffer.startswith(self._echo):
-            buffer = buffer[len(self._echo) :]
+            checked, buffer = 0, buffer[len(self._echo) :]
             self.noise -= len(self._echo)
             self._echo = b""
         frames: list[Frame] = []
         at = start = 0
         while len(buffer) - at >= _RTU_MIN:
             stop = _stop(buffer, at)
-            if stop <= len(buffer) and crc16(buffer[at:stop]) == 0:
+            if checked < stop <= len(buffer) and crc16(buffer[at:stop]) == 0:  # the others were looked at before
                 frames.append(Frame(buffer[at], 0, buffer[at + 1 : stop - 2]))
                 self.noise -= stop - at
                 at = start = stop
