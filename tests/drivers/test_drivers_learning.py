@@ -379,6 +379,13 @@ def test_old_delays_fade():
     assert seen.quantile(1.0) < 0.0126
 
 
+def test_a_quantile_is_there_when_old_delays_are_just_about_to_fade():
+    seen = Delays([(60, 990)])
+    for _ in range(20):
+        seen.add(0.01)
+    assert seen.quantile(0.999) > 0
+
+
 # ---------------------------------------------------------------- turnaround
 
 
@@ -404,6 +411,19 @@ def test_a_meter_that_needs_rest_gets_it_and_gives_it_back():
         assert driver.shown(meter)["turnaround_ms"] == 0
 
     on_line(line, scene)
+
+
+def test_a_meter_that_refuses_registers_gives_its_rest_back_too():
+    fate = Refusing({7})
+
+    async def scene(driver, meter, peer):
+        await driver.poll(meter, 0)
+        driver.learn(meter, {**driver.learned(meter), "turnaround_us": 8000})
+        for _ in range(256 * 11):
+            await driver.poll(meter, 0)
+        assert driver.shown(meter)["turnaround_ms"] == 0
+
+    play(fate, scene, profile=meter(TEN))
 
 
 def meter_2(driver: Any):

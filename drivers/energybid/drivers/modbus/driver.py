@@ -110,13 +110,13 @@ class ModbusDriver:
         """Read a group, or one of ``Unit.together``."""
         reading, patience = unit.readings[group], unit.patience
         exchange = await self._run(unit, reading.asked, patience.timeout_s)
-        if reading.plain:
-            for outcome in exchange.outcomes:
-                if type(outcome) is not bytes:
-                    break
-            else:
+        for outcome in exchange.outcomes:
+            if type(outcome) is not bytes:
+                break
+        else:
+            unit.turnaround.went_well()
+            if reading.plain:
                 patience.answered(exchange.delay_s)
-                unit.turnaround.went_well()
                 return plain_sample(exchange, reading.order)
         return await self._make_the_best(unit, group, exchange)
 

@@ -84,8 +84,9 @@ class Delays:
 
     def quantile(self, share: float) -> float:
         """Seconds within which so many of the replies began, as the upper edge of a bucket; 0 where there are none."""
-        wanted, seen = share * self.total, 0
-        for bucket, count in enumerate(self.counts):
+        counts = self.counts  # first: it may halve the total
+        wanted, seen = share * self._total, 0
+        for bucket, count in enumerate(counts):
             seen += count
             if count and seen >= wanted:
                 return _upper_edge(bucket)
