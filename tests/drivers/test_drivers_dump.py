@@ -94,6 +94,17 @@ def test_what_can_be_read_and_what_is_refused_is_found_exactly() -> None:
     assert (dump.objects, dump.objects_refused) == ({}, 1)
 
 
+def test_an_identification_that_is_none_costs_nothing_else() -> None:
+    registers = device({1, 2}, set())
+
+    def respond(pdu: bytes) -> bytes:  # more is said to follow: the same again
+        return bytes((0x2B, 0x0E, 1, 1, 0xFF, 0, 1, 0, 2)) + b"Hi" if pdu[0] == 0x2B else registers(pdu)
+
+    dump = record(scripted(3, respond), Span(INPUT, 1, 3))
+    assert [run.span for run in dump.runs] == [Span(INPUT, 1, 3)]
+    assert (dump.objects, dump.objects_refused) == ({0: "Hi"}, None)
+
+
 def test_a_table_that_the_meter_does_not_have_costs_one_request() -> None:
     watch = Watch()
     record(scripted(3, device({1}, set())), Span(HOLDING, 0, 1000), most=50, watch=watch)

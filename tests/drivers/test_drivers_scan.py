@@ -1,12 +1,14 @@
 """Scans of simulated buses in virtual time: who is found, how fast, with how many requests."""
 
 import asyncio
+import json
 import struct
 from collections import Counter
 from typing import Any
 
 import pytest
 from energybid.core.errors import BusDownError, ConfigurationError
+from energybid.drivers.identify import Candidate, Identity
 from energybid.drivers.live import Wanted, read_values
 from energybid.drivers.modbus import objects
 from energybid.drivers.probe import Prober
@@ -394,14 +396,37 @@ JSON = st.recursive(
 @given(key=st.sampled_from(["format", "target", "asked", "absent", "noise", "given_up", "found"]), value=JSON)
 @settings(max_examples=150)
 def test_a_hostile_state_file_is_refused_with_its_name(key: str, value: Any) -> None:
-    import json
-
     state = State(found=[Found(setting="9600 8N1", unit=3, delay_s=0.03)], noise=Counter({"9600 8N1": 3}))
     facts = json.loads(encode(DEVICE, state)) | {key: value}
     try:
         decode("scan.json", DEVICE, json.dumps(facts))
     except ConfigurationError as error:
         assert "scan.json" in str(error)  # noqa: PT017  either it is read or it is refused
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "fault"),
+    [
+        (["unit"], 9999, "units are 0 to 255"),
+        (["unit"], "3", "found.0.unit: "),
+        (["delay_s"], "soon", "found.0.delay_s: "),
+        (["values"], [[1, 2]], "found.0.values.0.0: "),
+        (["identity", "objects"], [], "found.0.identity.objects: "),
+        (["identity", "candidates", 0, "points"], "many", "found.0.identity.candidates.0.points: "),
+    ],
+)
+def test_what_was_found_is_of_its_types_or_refused(path: list[Any], value: Any, fault: str) -> None:
+    candidate = Candidate(profile="p", manufacturer="m", model="x", points=60, certain=True, reasons=("code",))
+    found = Found(setting="9600 8N1", unit=3, delay_s=0.03, identity=Identity(candidates=[candidate]))
+    facts = json.loads(encode(DEVICE, State(found=[found])))
+    place = facts["found"][0]
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(ConfigurationError) as caught:
+        decode("scan.json", DEVICE, json.dumps(facts))
+    assert caught.value.faults[0].startswith("scan.json: ")
+    assert fault in caught.value.faults[0]
 
 
 def test_the_state_of_another_bus_is_refused() -> None:

@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from energybid.core.errors import NoReplyError
+from energybid.core.errors import GarbledError, NoReplyError
 from energybid.drivers.modbus import objects
 from energybid.drivers.modbus.exchange import READ_OVERHEAD
 from energybid.drivers.modbus.map import HOLDING, INPUT, REGISTERS_MAX
@@ -143,7 +143,10 @@ class Explorer:
             if pdu is None or pdu[0] != objects.FUNCTION:
                 self.dump.objects_refused = SILENCE if pdu is None else pdu[1]
                 break
-            walk.feed(pdu)
+            try:
+                walk.feed(pdu)
+            except GarbledError:  # what came before is kept; the registers have nothing to do with it
+                break
         self.dump.objects = {number: objects.text(value) for number, value in walk.objects.items()}
 
     async def explore(self, spans: Iterable[Span], most: int) -> None:

@@ -1,7 +1,7 @@
 """A search's state as JSON: the file that ``energybid scan --resume`` reads and writes.
 
 Here lives the file's shape alone. It is written by this program and may have been edited by anybody: what does not fit
-is refused, with the reason.
+is refused, with the reason. Imports pydantic, so only commands and tests import this.
 """
 
 import json
@@ -9,11 +9,15 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from energybid.core.errors import ConfigurationError
-from energybid.drivers.identify import Candidate, Identity
 from energybid.drivers.scan import Found, State
 
 FORMAT = 1
+UNIT_MAX = 255
+"""One byte."""
+_FOUND = TypeAdapter(list[Found])
 
 
 def encode(target: str, state: State) -> str:
@@ -52,6 +56,12 @@ def decode(source: str, target: str, text: str) -> State:
     try:
         facts = json.loads(text)
         other, state = facts["target"], _state(facts)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        key = ".".join(map(str, wrong["loc"]))
+        raise ConfigurationError(
+            [f"{source}: found.{key}: {wrong['msg']}: is no state of a scan; remove it to begin anew"]
+        ) from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigurationError([f"{source}: is no state of a scan ({error}); remove it to begin anew"]) from None
     if other != target:
@@ -67,20 +77,16 @@ def _state(facts: dict[str, Any]) -> State:
         absent={label: parse_units(text) for label, text in facts["absent"].items()},
         noise=Counter({str(label): int(count) for label, count in facts["noise"].items()}),
         given_up={str(label) for label in facts["given_up"]},
-        found=[_found(found) for found in facts["found"]],
+        found=_found(facts["found"]),
         complete=bool(facts["complete"]),
     )
 
 
-def _found(facts: dict[str, Any]) -> Found:
-    identity = facts.pop("identity")
-    if type(facts["unit"]) is not int or type(facts["setting"]) is not str:
-        raise TypeError("a unit is a number, a setting a text")
-    found = Found(**facts)
-    found.values = [(str(name), str(value)) for name, value in found.values]
-    if identity is not None:
-        candidates = [Candidate(**{**c, "reasons": tuple(c["reasons"])}) for c in identity.pop("candidates")]
-        found.identity = Identity(candidates=candidates, **identity)
+def _found(facts: object) -> list[Found]:
+    """What was found, every type checked."""
+    found = _FOUND.validate_json(json.dumps(facts), strict=True)
+    if not all(0 <= one.unit <= UNIT_MAX for one in found):
+        raise ValueError(f"units are 0 to {UNIT_MAX}")
     return found
 
 
@@ -99,7 +105,7 @@ def parse_units(text: str) -> set[int]:
     """Units written as "1-32,247".
 
     Raises:
-        ValueError: It is not so written, or a unit is not 0 to 255.
+        ValueError: It is not so written, or a unit is not 0 to UNIT_MAX.
     """
     units: set[int] = set()
     for part in text.split(",") if text else ():
@@ -107,7 +113,7 @@ def parse_units(text: str) -> set[int]:
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(f"write units as 1-32 or 1,5,7-9 (found {text!r})")
         low, high = int(first), int(last) if dash else int(first)
-        if not 0 <= low <= high <= 255:  # noqa: PLR2004  one byte
-            raise ValueError(f"units are 0 to 255, the lower first (found {part.strip()!r})")
+        if not 0 <= low <= high <= UNIT_MAX:
+            raise ValueError(f"units are 0 to {UNIT_MAX}, the lower first (found {part.strip()!r})")
         units.update(range(low, high + 1))
     return units
