@@ -185,10 +185,13 @@ async def test_no_server_listens() -> None:
 
 
 def test_the_running_driver_does_not_import_pydantic() -> None:
-    """The agent unpickles a plan and opens a driver: neither may load what only checks configurations."""
+    """The agent unpickles a plan and opens a driver: neither may load what only checks configurations.
+
+    Nor what only gateways with serial lines need.
+    """
     program = (
         "import sys, energybid.drivers.modbus.driver, energybid.drivers.system;"
-        "print(*sorted({'pydantic', 'pymodbus.client', 'pymodbus.server'} & set(sys.modules)))"
+        "print(*sorted({'pydantic', 'pymodbus.client', 'pymodbus.server', 'serial'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

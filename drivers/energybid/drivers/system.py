@@ -1,5 +1,7 @@
 """The real buses: TCP, TLS and UDP, as asyncio transports. Only this module and ``serialport`` open any.
 
+``serialport`` and pyserial are loaded when the first serial line is opened: many gateways have none.
+
 What Modbus is, nobody here knows. Names are looked up at every opening, certificates are read at every opening.
 """
 
@@ -7,12 +9,15 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from energybid.core.errors import BusDownError
 from energybid.core.ports import Endpoint, TcpEndpoint, TlsSettings, UdpEndpoint
-from energybid.drivers.serialport.system import SerialPorts
 from energybid.drivers.tls import CLOSED_UNHEARD, client_context, explain
+
+if TYPE_CHECKING:
+    from energybid.drivers.serialport.system import SerialPorts
 
 CONNECT_TIMEOUT_S = 5.0
 HANDSHAKE_TIMEOUT_S = 15.0
@@ -22,9 +27,6 @@ UNACKNOWLEDGED_MAX_MS = 20_000
 KEEP_ALIVE_S = 30
 
 ProtocolFactory = Callable[[], asyncio.Protocol]
-
-_PORTS = SerialPorts()
-"""Remembers adapters for as long as the process lives."""
 
 
 async def open_bus(endpoint: Endpoint, protocol: ProtocolFactory, /) -> asyncio.Transport:
@@ -39,7 +41,15 @@ async def open_bus(endpoint: Endpoint, protocol: ProtocolFactory, /) -> asyncio.
         return await _open_tcp(endpoint, protocol)
     if isinstance(endpoint, UdpEndpoint):
         return await _open_udp(endpoint, protocol)
-    return _PORTS.open(endpoint, protocol)
+    return _serial_ports().open(endpoint, protocol)
+
+
+@cache
+def _serial_ports() -> "SerialPorts":
+    """They remember adapters for as long as the process lives."""
+    from energybid.drivers.serialport.system import SerialPorts  # noqa: PLC0415  0.4 MB: only who has a line loads it
+
+    return SerialPorts()
 
 
 # ---------------------------------------------------------------- TCP, TLS
