@@ -223,6 +223,30 @@ def test_a_bus_that_is_not_there_is_a_failure_with_its_reason(capsys: pytest.Cap
     assert "go on with: energybid scan /dev/no-such-port --units 1-3 " in err
 
 
+def test_how_to_go_on_holds_every_option_that_was_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*BENCH_MODELS, "--ca", "my meters.pem", "--server-name", "meter", "--thorough"]
+    code, _, err = scan(capsys, "tls://127.0.0.1:1", "--units", "1-3,7", *options[4:])
+    assert code == 1
+    told = re.search(r"go on with: (.*) \(--resume FILE would remember all\)\n", err)
+    assert told
+    assert shlex.split(told[1]) == [
+        "energybid",
+        "scan",
+        "tls://127.0.0.1:1",
+        "--units",
+        "1-3,7",
+        "--thorough",
+        *options[:-1],
+    ]
+    state = str(tmp_path / "s.json")
+    code, _, err = scan(capsys, "/dev/no-such-port", "--stop-bits", "2", "--parities", "E", "--resume", state)
+    told = re.search("go on with: (.*)\n", err)
+    assert told
+    given = ["--parities", "E", "--stop-bits", "2", *BENCH_MODELS, "--resume", state]
+    assert shlex.split(told[1]) == ["energybid", "scan", "/dev/no-such-port", *given]
+    parser("scan").parse_args(shlex.split(told[1])[1:])
+
+
 # ---------------------------------------------------------------- dump
 
 

@@ -6,9 +6,11 @@ Thin: searching is in ``scan``, judging in ``identify``, wording in ``scan_repor
 import argparse
 import asyncio
 import json
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from energybid.core import exit_codes
 from energybid.core.errors import BusDownError, ConfigurationError
@@ -244,17 +246,35 @@ def _stable_name(report: Report) -> str | None:
 
 
 def _go_on(arguments: argparse.Namespace, search: Search, state: State) -> str:
-    """How to go on after an interruption."""
-    if arguments.resume is not None:
-        return f"go on with: energybid scan {arguments.target} --resume {arguments.resume}"
-    setting = next((s for s in search.settings if state.at(s)), search.settings[0])
-    fast = state.asked.get(setting.label, {}).get("fast", set())
-    rest = units_text(set(search.units) - fast) or units_text(set(search.units))
-    endpoint = setting.target.endpoint
-    line = ""
-    if isinstance(endpoint, SerialEndpoint) and state.at(setting):
-        line = f" --baudrates {endpoint.baudrate} --parities {endpoint.parity}"
-    return f"go on with: energybid scan {arguments.target}{line} --units {rest} (--resume FILE would remember all)"
+    """How to go on after an interruption: the command as it was given, and with a state file just that."""
+    given = dict(vars(arguments))
+    if arguments.resume is None:
+        setting = next((s for s in search.settings if state.at(s)), search.settings[0])
+        fast = state.asked.get(setting.label, {}).get("fast", set())
+        given["units"] = (set(search.units) - fast) or set(search.units)
+        endpoint = setting.target.endpoint
+        if isinstance(endpoint, SerialEndpoint) and state.at(setting):
+            given |= {"baudrates": [endpoint.baudrate], "parities": [endpoint.parity]}
+    words = shlex.join(["energybid", "scan", arguments.target, *_options(given)])
+    return f"go on with: {words}" + ("" if arguments.resume else " (--resume FILE would remember all)")
+
+
+def _options(given: Mapping[str, Any]) -> Iterator[str]:
+    """Options of ``scan``, as they are typed."""
+    for name in ("baudrates", "parities"):
+        if given[name]:
+            yield from (f"--{name}", ",".join(map(str, given[name])))
+    if given["units"]:
+        yield from ("--units", units_text(set(given["units"])))
+    if given["stop_bits"] != 1:
+        yield from ("--stop-bits", str(given["stop_bits"]))
+    if given["thorough"]:
+        yield "--thorough"
+    for name in given["profile"] or ():
+        yield from ("--profile", name)
+    for name in ("ca", "certificate", "key", "server_name", "resume"):
+        if given[name] is not None:
+            yield from (f"--{name.replace('_', '-')}", str(given[name]))
 
 
 def _say(text: str) -> None:
