@@ -165,6 +165,25 @@ def test_one_lost_reply_leaves_a_partial_sample_with_the_time_of_the_last_reply(
     assert (sample.mono_ms, sample.span_ms) == (10, 10)
 
 
+def test_the_time_of_a_poll_begins_with_its_first_request_also_where_another_took_the_connection_with_it() -> None:
+    """The connection is given up while the second meter's poll waits: nothing of it was sent at that time."""
+
+    async def scene(driver: Driver, _peer: Peer, plan: BusPlan) -> list[int]:
+        await driver.poll(plan.meters[0], 0)
+        await asyncio.sleep(1000)
+        samples = await asyncio.gather(*(driver.poll(meter, 0) for meter in plan.meters))
+        return [sample.span_ms for sample in samples]
+
+    seen: list[Frame] = []
+
+    def fate(frame: Frame) -> list[tuple[float, bytes]]:
+        seen.append(frame)
+        return [(0.01, b"\0\0\0\0\xff\xff\1")] if len(seen) == 3 else prompt(frame)
+
+    spans = play(fate, scene, units=range(1, 3))
+    assert all(span_ms < 100 for span_ms in spans), spans
+
+
 def test_the_first_request_failing_leaves_the_second() -> None:
     def fate(frame: Frame) -> list[tuple[float, bytes]]:
         return [(0.01, framed(frame, b"\x84\x02"))] if frame.pdu[2] == 0 else prompt(frame)

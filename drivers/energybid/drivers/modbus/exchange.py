@@ -8,6 +8,7 @@ integers that nobody needs.
 from __future__ import annotations
 
 from enum import IntEnum
+from math import inf
 from struct import pack
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -184,8 +185,8 @@ class Exchange:
         """How many requests were given to the bus; also the next one's index."""
         self.left = len(asked)
         self.outcomes: list[Outcome] = [Failure.NO_REPLY] * self.left
-        self.sent_at = 0.0
-        """Loop time of the first request."""
+        self.sent_at = inf
+        """Loop time of the first request; infinite while none was sent."""
         self.received_at = 0.0
         """Loop time of the last reply."""
         self.received_ns = 0

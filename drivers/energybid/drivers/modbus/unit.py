@@ -261,7 +261,11 @@ def sampled(exchange: Exchange, values: Sequence[int | None], status: Sequence[i
 
 
 def heard(exchange: Exchange, further: Exchange) -> None:
-    """Requests were asked further for the same poll: its last reply is theirs, if they had one."""
+    """Requests were asked further for the same poll: its last reply is theirs, if they had one.
+
+    So is its first request, where the connection was given up before any of the poll's own was sent.
+    """
+    exchange.sent_at = min(exchange.sent_at, further.sent_at)
     if not further.silent:
         exchange.received_at, exchange.received_ns = further.received_at, further.received_ns
         exchange.silent = False
