@@ -132,6 +132,13 @@ def test_value_a_wrong_number(monkeypatch):
     assert "value" in violated(0.01, scenario())
 
 
+def test_value_a_reading_that_says_it_took_since_the_start(monkeypatch):
+    """Every answer of the meter would lie within its time."""
+    sample = driver.plain_sample
+    monkeypatch.setattr(driver, "plain_sample", lambda *parts: (s := sample(*parts))._replace(span_ms=s.mono_ms))
+    assert "value" in violated(0.01, scenario())
+
+
 def test_value_an_answer_that_came_twice(monkeypatch):
     monkeypatch.setattr(rtu, "REPEAT_S", 0.0)
     monkeypatch.setattr(rtu, "REPEAT_CHARACTERS", 0)

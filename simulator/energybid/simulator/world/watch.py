@@ -48,6 +48,8 @@ from energybid.sync import columns
 from energybid.sync.batch import DIGEST_SIZE
 
 STEP_MS = 1000
+ROUNDING_MS = 2
+"""Of the times in a reading, together."""
 DISK_BASE, DISK_PER_ENTRY = 2 << 20, 1024
 """Bound of the bytes on a gateway's disk: WAL and empty pages, and what an entry takes at most."""
 ENTRIES_MAX = 65_536
@@ -237,6 +239,8 @@ class GatewayWatch:
             for meter in bus.meters
         }
         self._last: dict[tuple[str, int], list[int | None]] = {}
+        self._ended_ms: dict[tuple[str, int], int] = {}
+        """When the newest reading of a meter's group ended."""
         self._offset_ms: int | None = None
         self._before: Entry | None = None
         self._ends: list[int] = []
@@ -385,6 +389,12 @@ class GatewayWatch:
 
     def _values(self, name: str, sequence: int, entry: Reading) -> None:
         """Each request's part of a reading is one answer that the meter gave within the reading's time."""
+        begun_ms, before_ms = entry.mono_ms - entry.span_ms, self._ended_ms.get((name, entry.group), 0)
+        if begun_ms < before_ms - ROUNDING_MS:
+            self._wrong(
+                "value", f"entry {sequence}: {name} was asked at {begun_ms} ms, before {before_ms} ms had ended"
+            )
+        self._ended_ms[name, entry.group] = entry.mono_ms
         meter = self._meters[name]
         answers = meter.answered((entry.mono_ms - entry.span_ms) / 1000 - 0.005, entry.mono_ms / 1000 + 0.002)
         at = 0
