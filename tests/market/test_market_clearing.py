@@ -40,6 +40,14 @@ def balances(book: dict[str, Bid], ticks: int) -> bool:
     return 0 in sums
 
 
+@given(bids())
+@settings(max_examples=100, deadline=None)
+def test_a_curve_offers_what_it_allows_at_some_price(bid):
+    curve = bid.curve
+    around = range(curve.floor_w - 3, curve.ceiling_w + 4)
+    assert {q for q in around if curve.offers(q)} == offered(curve)
+
+
 @given(BOOKS)
 @settings(max_examples=150, deadline=None)
 def test_what_is_cleared_balances_and_nobody_trades_at_a_loss(book):

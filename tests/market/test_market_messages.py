@@ -34,7 +34,7 @@ def bids(draw):
     limits = sorted(draw(st.lists(TICKS, max_size=6)), reverse=True)
     steps = tuple((ticks, draw(st.integers(1, 10**9)), draw(st.booleans())) for ticks in limits)
     floor_w = draw(st.integers(-(10**9), 10**9))
-    schedule_w = floor_w + sum(step[1] for step in steps) // 2
+    schedule_w = floor_w + sum(step[1] for step in steps[: draw(st.integers(0, len(steps)))])
     head = draw(st.tuples(ORIGIN, UINT, ORIGIN, HASH, POSITIVE, UINT, UINT))
     return Bid(*head, schedule_w, floor_w, steps)
 
@@ -145,6 +145,7 @@ BID = chain()["bid"][0]
         (BID._replace(steps=((1, 1, True),) * (STEPS_MAX + 1)), "at most 192 steps"),
         (BID._replace(schedule_w=-2_501), "schedule is not on its curve"),
         (BID._replace(schedule_w=6_501), "schedule is not on its curve"),
+        (BID._replace(schedule_w=2_500), "schedule is not on its curve"),  # a part of an all-or-nothing step
     ],
 )
 def test_what_is_out_of_bounds_is_neither_sent_nor_read(message, words):

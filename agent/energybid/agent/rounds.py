@@ -336,21 +336,11 @@ class Rounds:
 
 
 def fits(made: Round, bid: Bid, award: Award) -> bool:
-    """Whether an award gives what its bid offered, or less trade than that.
-
-    An all-or-nothing step that did not fit may be left on the side of the schedule, whatever the price: then the award
-    lies between what the bid wants at the price and the schedule. Trade at a loss never fits.
-    """
+    """Whether an award gives what its bid offered, or less trade than that; without one, the schedule."""
     if award.verdict != Verdict.AWARDED:
         return award.net_w == bid.schedule_w and award.ticks == 0
-    if not made.least_ticks <= award.ticks <= made.most_ticks:
-        return False
-    curve = bid.curve
-    if award.net_w == bid.schedule_w or curve.allows(award.net_w, award.ticks):
-        return True
-    wanted_w = curve.net_w(award.ticks)
-    low_w, high_w = sorted((wanted_w, bid.schedule_w))
-    return low_w <= award.net_w <= high_w and any(curve.allows(award.net_w, step.ticks) for step in curve.steps)
+    bounded = made.least_ticks <= award.ticks <= made.most_ticks
+    return bounded and bid.curve.fits(award.net_w, award.ticks, bid.schedule_w)
 
 
 def table() -> str:

@@ -7,6 +7,7 @@ comes to its curve is in ``response``. Pure; no clock, no float.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -80,3 +81,32 @@ class Curve:
         return net_w in ends or any(
             step.divisible and low < net_w < high for step, (low, high) in zip(at, pairwise(ends), strict=True)
         )
+
+    def offers(self, net_w: int) -> bool:
+        """Whether some price makes a power one that the site wants: the end of a step, or inside a divisible one."""
+        at_w = self.floor_w
+        for step in self.steps:
+            if net_w < at_w + step.power_w:
+                return net_w == at_w or (step.divisible and net_w > at_w)
+            at_w += step.power_w
+        return net_w == at_w
+
+    def fits(self, net_w: int, ticks: int, schedule_w: int) -> bool:
+        """Whether a market may award a power at a price: what the curve offers there, or less trade than that.
+
+        An all-or-nothing step that did not fit may be left on the side of the schedule, whatever the price: then the
+        award lies between what is wanted at the price and the schedule. Trade at a loss never fits.
+        """
+        if net_w == schedule_w or self.allows(net_w, ticks):
+            return True
+        low_w, high_w = sorted((self.net_w(ticks), schedule_w))
+        return low_w <= net_w <= high_w and self.offers(net_w)
+
+    def area(self, net_w: Fraction) -> Fraction:
+        """Ticks times watts under the limits from the floor to a power; beyond the curve its first or last limit."""
+        left, area = net_w - self.floor_w, Fraction(0)
+        for at, step in enumerate(self.steps):
+            taken = left if left < 0 or at == len(self.steps) - 1 else min(left, Fraction(step.power_w))
+            area += taken * step.ticks
+            left -= taken
+        return area

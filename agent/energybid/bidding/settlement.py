@@ -136,19 +136,7 @@ class Terms(NamedTuple):
             return wh * self.ticks
         power_w = wh * HOUR_MS / self.interval_ms
         hours = Fraction(self.interval_ms, HOUR_MS)
-        return (self._area(Fraction(self.schedule_w)) - self._area(self.schedule_w - power_w)) * hours
-
-    def _area(self, net_w: Fraction) -> Fraction:
-        """Ticks times watts under the limits from the floor to a power; beyond the curve its first or last limit."""
-        steps = self.curve.steps
-        left, area = net_w - self.curve.floor_w, Fraction(0)
-        if left < 0 and steps:
-            return left * steps[0].ticks
-        for at, step in enumerate(steps):
-            taken = left if at == len(steps) - 1 else min(left, Fraction(step.power_w))
-            area += taken * step.ticks
-            left -= taken
-        return area
+        return (self.curve.area(Fraction(self.schedule_w)) - self.curve.area(self.schedule_w - power_w)) * hours
 
 
 class Line(NamedTuple):

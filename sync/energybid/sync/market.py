@@ -5,7 +5,8 @@ another, and names the market, the round and the gateway it is for. Prices are w
 whole number of a stated decimal: no floats. Each message after the round's names the hash of the one it answers, so a
 bid holds for one announcement, an award for one bid.
 
-Here live the fields, their bounds, signing and reading. Whether a message comes in time, or again, is for ``Inbox``.
+Here live the fields, their bounds, signing and reading. Whether a message comes in time, or again,
+is for ``energybid.agent.rounds``.
 """
 
 from __future__ import annotations
@@ -264,7 +265,7 @@ def _check(message: Message) -> None:
             curve = message.curve
         except ValueError as error:
             raise EvidenceError(f"bid: {error}") from None
-        if not curve.floor_w <= message.schedule_w <= curve.ceiling_w:
+        if not curve.offers(message.schedule_w):
             raise EvidenceError("bid: the schedule is not on its curve")
 
 

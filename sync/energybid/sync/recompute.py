@@ -315,22 +315,14 @@ def _terms_checks(proven: Proven, programme: baseline_rules.Programme) -> list[C
     file = "as it comes with this program" if same else "NOT the file of that name that comes with this program"
     if not known:
         file = "no file of that name comes with this program: its rules are those that the market signed"
+    offered = bid.curve.fits(award.net_w, award.ticks, bid.schedule_w)
     timely = award.time_ms < made.begins_ms and bid.time_ms <= made.gate_ms
     return [
-        Check("award", _offered(bid, award), f"{award.net_w} W at {award.ticks} ticks, from the bid's curve"),
+        Check("award", offered, f"{award.net_w} W at {award.ticks} ticks, from the bid's curve"),
         Check("price", made.least_ticks <= award.ticks <= made.most_ticks, "within the round's bounds"),
         Check("in time", timely, "bid before the gate, award before the interval, by their own times"),
         Check("programme", programme.name == made.programme, f"{programme.name!r}, round: {made.programme!r}; {file}"),
     ]
-
-
-def _offered(bid: Bid, award: Award) -> bool:
-    """Whether the curve offers the award at its price, or the award is less trade than that (docs/market.md)."""
-    curve = bid.curve
-    if award.net_w == bid.schedule_w or curve.allows(award.net_w, award.ticks):
-        return True
-    low_w, high_w = sorted((curve.net_w(award.ticks), bid.schedule_w))
-    return low_w <= award.net_w <= high_w and any(curve.allows(award.net_w, step.ticks) for step in curve.steps)
 
 
 def _loads_check(proven: Proven) -> Check:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import count
+from fractions import Fraction
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -86,7 +86,7 @@ def clear(bids: Mapping[str, Bid], *, least_ticks: int, most_ticks: int) -> Clea
     """
     if least_ticks > most_ticks:
         raise ValueError("the lowest price is above the highest")
-    wrong = [name for name, bid in bids.items() if not _offers(bid)]
+    wrong = [name for name, bid in bids.items() if not bid.curve.offers(bid.schedule_w)]
     if wrong:
         raise ValueError(f"{', '.join(wrong)}: the schedule is no power that the curve offers")
     return _Book(bids, least_ticks, most_ticks).clear() if bids else Clearing(outcome=Outcome.EMPTY)
@@ -97,29 +97,7 @@ def pay_as_bid(bid: Bid, net_w: int) -> int:
 
     Charged is what differs from the schedule: steps taken beyond it are paid, steps given up below it are earned.
     """
-    return _bid_value(bid.curve, net_w) - _bid_value(bid.curve, bid.schedule_w)
-
-
-def _bid_value(curve: Curve, net_w: int) -> int:
-    left_w, value = net_w - curve.floor_w, 0
-    for step in curve.steps:
-        taken_w = min(left_w, step.power_w)
-        value += taken_w * step.ticks
-        left_w -= taken_w
-    return value
-
-
-def _offers(bid: Bid) -> bool:
-    at_w = bid.curve.floor_w
-    if bid.schedule_w == at_w:
-        return True
-    for step in bid.curve.steps:
-        if bid.schedule_w < at_w + step.power_w:
-            return bid.schedule_w > at_w and step.divisible
-        at_w += step.power_w
-        if bid.schedule_w == at_w:
-            return True
-    return False
+    return int(bid.curve.area(Fraction(net_w)) - bid.curve.area(Fraction(bid.schedule_w)))
 
 
 class _Book:
@@ -139,14 +117,13 @@ class _Book:
         self._prices = sorted(self._levels, reverse=True)
 
     def clear(self) -> Clearing:
-        for attempt in count():
-            found = self._attempt()
-            if isinstance(found, Clearing):
-                return found
+        attempts = 0
+        while isinstance(found := self._attempt(), _Stuck):
             self._decline(found)
-            if attempt >= SINGLY:
-                self._decline_near(found, 4 ** (attempt - SINGLY))
-        raise AssertionError("unreachable: every attempt declines a step")
+            if attempts >= SINGLY:
+                self._decline_near(found, 4 ** (attempts - SINGLY))
+            attempts += 1
+        return found
 
     def _attempt(self) -> Clearing | _Stuck:
         above_w, last = self._floor_w, inf
