@@ -11,7 +11,7 @@ from energybid.agent.cabinet.places import Place, mindful_of_the_agent
 from energybid.agent.cabinet.reading import Asked, Look, Reader, Value
 from energybid.agent.cabinet.sight import Energy, sight_of
 from energybid.agent.cabinet.table import look_lines
-from energybid.agent.cabinet.watching import Statistics, changed, plain_line, screen
+from energybid.agent.cabinet.watching import LATEST, Statistics, changed, plain_line, screen
 from energybid.agent.cabinet.writing import bounds_text, plain, value_text
 from energybid.core.errors import BusDownError, GarbledError, NoReplyError, RefusedError
 from energybid.core.ports import BusPlan, Endpoint, MeterPlan, SerialEndpoint
@@ -231,6 +231,14 @@ def seen_at(*powers: int | None, at_s: float = 0.0) -> Look:
     return Look(0, at_s, values, (asked,))
 
 
+def test_a_watch_of_days_keeps_the_latest_delays_for_its_median_and_the_least_and_greatest_of_all() -> None:
+    statistics = Statistics()
+    for delay_ms in (500, 1, *[20] * LATEST):
+        statistics.add(seen_at(1, at_s=delay_ms - 10))
+    assert statistics.facts()["delay_ms"] == [1.0, 20.0, 500.0]
+    assert len(statistics._delays_s) == LATEST
+
+
 def test_statistics() -> None:
     statistics = Statistics()
     for at_s in (0, 1, 9):
@@ -322,6 +330,7 @@ def test_counted_and_integrated_energy() -> None:
         ("1/3", "0.3333333"),
         ("0", "0"),
         ("1/1024", "0.0009765625"),
+        ("90071992547409931.25", "90071992547409931.25"),
     ],
 )
 def test_numbers_are_exact_where_they_end(value: str, text: str) -> None:

@@ -217,6 +217,9 @@ def test_registers_that_a_meter_does_not_have_do_not_spoil_the_others(
         (["--unit", "1", "--profile", "abb-b23", "--type", "int16"], 2, "--type: is for --registers"),
         (["--unit", "1", "--registers", "input:0", "--most", "0"], 2, "--most: is 1 to 125"),
         (["-c", "CONFIG", "--unit", "1"], 2, "--unit: is for a TARGET"),
+        (["-c", "CONFIG", "--baudrate", "9600"], 2, "--baudrate: is for a TARGET"),
+        (["-c", "CONFIG", "--stop-bits", "1"], 2, "--stop-bits: is for a TARGET"),
+        (["-c", "CONFIG", "--server-name", "x"], 2, "--server-name: is for a TARGET"),
         (["-c", "CONFIG"], 2, "no meter 'TARGET'; there are main, wrong, heatpump"),
         (["-c", "/nowhere.toml"], 2, "/nowhere.toml: No such file"),
     ],
@@ -297,6 +300,14 @@ def test_a_watch_of_quantities_that_there_are_not(site: Place, typed: Typed) -> 
     assert "no quantity 'colour'; there are voltage-l1, " in err
     with pytest.raises(SystemExit):
         main(["watch", "-c", site.config, "main", "--for", "soon"])
+
+
+def test_a_status_file_that_is_none_is_told(typed: Typed, tmp_path: Path) -> None:
+    for text in ("", "[1]", "{}", '{"log": 3}'):
+        (tmp_path / "status.json").write_text(text)
+        code, out, err = typed("status", "-f", str(tmp_path / "status.json"))
+        assert (code, out) == (1, "")
+        assert "is no status file of an agent" in err
 
 
 # ---------------------------------------------------------------- write

@@ -10,6 +10,7 @@ from energybid.agent.cabinet.bus_checks import Service, check_bus, stray
 from energybid.agent.cabinet.findings import error
 from energybid.agent.cabinet.reading import Reader
 from energybid.agent.cabinet.sight import sight_of
+from energybid.agent.cabinet.watching import Statistics
 from energybid.agent.cabinet.wiring_checks import check_wiring
 from energybid.core.errors import BusDownError
 from energybid.drivers.identify import serial_text
@@ -50,6 +51,14 @@ class Patient:
     def sight(self) -> Sight | None:
         """What it measured; None where nothing was read."""
         return sight_of(self.place.name, self.looks) if any(look.read for look in self.looks) else None
+
+    @property
+    def statistics(self) -> Statistics:
+        """What the looks have cost."""
+        statistics = Statistics()
+        for look in self.looks:
+            statistics.add(look)
+        return statistics
 
     @property
     def service(self) -> Service:

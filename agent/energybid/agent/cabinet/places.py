@@ -24,6 +24,9 @@ UNITS = range(256)
 TIMEOUT_S = 1.0
 """Where no profile says how long a meter may take."""
 RETRIES = 1
+BAUDRATE = 9600
+OF_A_TARGET = "unit", "profile", "baudrate", "parity", "stop_bits", "ca", "certificate", "key", "server_name"
+"""Options that a meter of gateway.toml does not need: it says all that itself."""
 FRESH_NS = 60 * 1_000_000_000
 """A status file that was written so lately is that of a running agent."""
 SHORT = 0.1
@@ -98,9 +101,9 @@ def add_place_arguments(parser: argparse.ArgumentParser, *, several: bool = Fals
     group = parser.add_argument_group("for a TARGET")
     group.add_argument("--unit", type=int, metavar="N", help="the meter's address, 0 to 255")
     group.add_argument("--profile", metavar="NAME", help="its model; may be a .toml file")
-    group.add_argument("--baudrate", type=int, default=9600, metavar="RATE", help="of a serial line (default: 9600)")
+    group.add_argument("--baudrate", type=int, metavar="RATE", help="of a serial line (default: 9600)")
     group.add_argument("--parity", choices=("N", "E", "O"), help="(default: N; E for ascii:)")
-    group.add_argument("--stop-bits", type=int, choices=(1, 2), default=1, help="(default: 1)")
+    group.add_argument("--stop-bits", type=int, choices=(1, 2), help="(default: 1)")
     add_tls_arguments(parser)
 
 
@@ -144,9 +147,10 @@ def places_of(arguments: argparse.Namespace) -> list[Place]:
 
 
 def _configured(arguments: argparse.Namespace) -> list[Place]:
-    given = [name for name in ("unit", "profile") if getattr(arguments, name) is not None]
+    given = [name for name in OF_A_TARGET if getattr(arguments, name) is not None]
     if given:
-        raise ConfigurationError([f"--{given[0]}: is for a TARGET; with -c the meter's name says it all"])
+        option = given[0].replace("_", "-")
+        raise ConfigurationError([f"--{option}: is for a TARGET; with -c the meter's name says it all"])
     cabinet = load_cabinet(arguments.config)
     return [_place(cabinet, bus, meter) for bus in cabinet.buses for meter in bus.meters]
 
@@ -231,9 +235,9 @@ def _at_target(arguments: argparse.Namespace, *, needs_profile: bool) -> Place:
     parity = arguments.parity or ("E" if arguments.place.startswith("ascii:") else "N")
     target = parse_target(
         arguments.place,
-        baudrate=arguments.baudrate,
+        baudrate=BAUDRATE if arguments.baudrate is None else arguments.baudrate,
         parity=parity,
-        stop_bits=arguments.stop_bits,
+        stop_bits=arguments.stop_bits or 1,
         tls=tls_of(arguments),
     )
     if target.kind not in WIRES:

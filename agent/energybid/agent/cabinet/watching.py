@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, deque
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 COLUMN_MIN = 34
 """Least width of a column of name and value."""
+LATEST = 1000
+"""The median is that of so many replies: a watch may go on for days."""
 UNTOLD = SILENCE | {Failure.GARBLED}
 
 
@@ -32,8 +35,9 @@ class Statistics:
         self.requests = 0
         self.errors: Counter[str] = Counter()
         """Requests that were not answered as wanted, and losses of the bus, by kind."""
-        self.delays_s: list[float] = []
-        """Of the replies, exceptions too."""
+        self._delays_s: deque[float] = deque(maxlen=LATEST)
+        """Of the latest replies, exceptions too."""
+        self._least_s, self._greatest_s = math.inf, 0.0
 
     def add(self, look: Look) -> None:
         """A poll was made."""
@@ -44,7 +48,9 @@ class Statistics:
             if asked.error is not None:
                 self.errors[asked.error] += 1
             if asked.outcome not in UNTOLD:
-                self.delays_s.append(asked.delay_s)
+                self._delays_s.append(asked.delay_s)
+                self._least_s = min(self._least_s, asked.delay_s)
+                self._greatest_s = max(self._greatest_s, asked.delay_s)
 
     def lost(self) -> None:
         """A poll found no bus."""
@@ -63,9 +69,9 @@ class Statistics:
         }
 
     def _delays(self) -> list[float]:
-        """Least, median, greatest; empty before the first reply."""
-        known = self.delays_s
-        return [min(known), median(known), max(known)] if known else []
+        """Least, median of the latest, greatest; empty before the first reply."""
+        known = self._delays_s
+        return [self._least_s, median(known), self._greatest_s] if known else []
 
     def text(self) -> str:
         """For people, in one line."""

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from energybid.core.errors import ConfigurationError
+from energybid.core.quantities import decimal_text
 from energybid.drivers.modbus.decode import decode_writable, encode_writable
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def plain(value: Fraction) -> str:
         digits += 1
     if digits > FLOAT_DIGITS:  # a float that is no short decimal number
         return f"{float(value):.7g}"
-    return f"{int(value * 10**digits) / 10**digits:.{digits}f}" if digits else str(value.numerator)
+    return decimal_text(int(value * 10**digits), -digits)
 
 
 def value_text(writable: Writable, raw: bytes) -> str:

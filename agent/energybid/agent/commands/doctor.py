@@ -10,7 +10,6 @@ from typing import Any
 from energybid.agent.cabinet.examination import Patient, Round, measured
 from energybid.agent.cabinet.findings import Finding, Severity, counts, facts, lines
 from energybid.agent.cabinet.places import TARGETS, Place, add_place_arguments, duration, places_of
-from energybid.agent.cabinet.watching import Statistics
 from energybid.core import exit_codes
 from energybid.drivers.commands.progress import ProgressLine
 from energybid.drivers.commands.system import platform, terminal_width
@@ -98,10 +97,7 @@ def _patient(patient: Patient, own: list[Finding]) -> list[str]:
             shown = [f"L{n + 1} {value:.{digits}f} {unit}" for n, value in enumerate(values) if value is not None]
             if shown:
                 text.append(f"  {name:8}{'   '.join(f'{part:12}' for part in shown).rstrip()}")
-        statistics = Statistics()
-        for look in patient.looks:
-            statistics.add(look)
-        text.append(f"  {'bus':8}{statistics.text()}")
+        text.append(f"  {'bus':8}{patient.statistics.text()}")
     text += [line for finding in own for line in lines(finding)]
     if not own and sight is not None:
         text.append("  fine")
@@ -114,9 +110,6 @@ def _facts(rounds: list[Round], found: list[Finding]) -> dict[str, Any]:
     for round_ in rounds:
         for patient in round_.patients:
             sight = patient.sight
-            statistics = Statistics()
-            for look in patient.looks:
-                statistics.add(look)
             meters.append(
                 {
                     "name": patient.place.name,
@@ -125,7 +118,7 @@ def _facts(rounds: list[Round], found: list[Finding]) -> dict[str, Any]:
                     "profile": patient.place.loaded.name if patient.place.loaded else None,
                     "serial_number": patient.serial_number,
                     "measured": measured(sight) if sight else None,
-                    "service": statistics.facts(),
+                    "service": patient.statistics.facts(),
                 }
             )
     return {"ok": not counts(found), "meters": meters, "findings": [facts(finding) for finding in found]}

@@ -103,14 +103,16 @@ async def _registers(arguments: argparse.Namespace, place: Place) -> int:
     rows: list[dict[str, Any]] = []
     asked: list[Asked] = []
     fault: MeterError | None = None
+    reader = Reader(prober, place, real.now_ns)
     try:
-        reader = Reader(prober, place, real.now_ns)
         for function, first, end in arguments.registers:
-            for run_ in await reader.registers(function, first, end, most):
+            with mindful_of_the_agent(place, real.now_ns):
+                runs = await reader.registers(function, first, end, most)
+            asked += reader.asked
+            for run_ in runs:
                 rows += run_rows(run_, arguments.type, **orders)
                 if not isinstance(run_.outcome, bytes) and run_.outcome not in REFUSED:
                     fault = reader.error(run_.outcome)
-            asked += reader.asked
     finally:
         await prober.close()
     if arguments.json:
@@ -120,5 +122,6 @@ async def _registers(arguments: argparse.Namespace, place: Place) -> int:
         lines = [f"{place.title} at {place.where}", delays_text(asked), "", *run_lines(rows, arguments.type)]
         sys.stdout.write("\n".join(lines) + "\n")
     if fault is not None:
-        raise fault
+        with mindful_of_the_agent(place, real.now_ns):
+            raise fault
     return exit_codes.OK

@@ -33,7 +33,11 @@ def run(arguments: argparse.Namespace) -> int:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise EnergybidError(f"{path}: {error.strerror}: is the agent running?") from None
-    sys.stdout.write(text + "\n" if arguments.json else render(json.loads(text)))
+    try:
+        shown = text + "\n" if arguments.json else render(json.loads(text))
+    except (ValueError, LookupError, TypeError):
+        raise EnergybidError(f"{path}: is no status file of an agent of this version") from None
+    sys.stdout.write(shown)
     return exit_codes.OK
 
 
