@@ -2,14 +2,15 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from energybid.core.errors import BusDownError
-from energybid.core.ports import BusPlan, Endpoint, MeterPlan, Platform, SerialEndpoint, TcpEndpoint
+from energybid.core.ports import BusPlan, Driver, Endpoint, MeterPlan, Platform, SerialEndpoint, TcpEndpoint
+from energybid.drivers.modbus.driver import open_driver
 from energybid.drivers.modbus.framing import Frame, MbapFramer, RtuRequests, mbap_frame, rtu_frame
 from energybid.drivers.profile import compile_profile, parse_profile
-from energybid.simulator.virtual import VirtualClock
+from energybid.simulator.virtual import VirtualClock, run
 
 TCP = TcpEndpoint(host="meter", port=502)
 LINE = SerialEndpoint(device="/dev/ttyUSB0", baudrate=19_200, parity="E")
@@ -136,6 +137,22 @@ class Peer:
             open_database=unused,
             notify=unused,
         )
+
+
+Scene = Callable[[Driver, Peer, BusPlan], Awaitable[Any]]
+
+
+def played(plan: BusPlan, peer: Peer, scene: Scene) -> Any:
+    """Run ``scene(driver, peer, plan)`` in virtual time."""
+
+    async def main() -> Any:
+        driver = open_driver(peer.platform(), plan)
+        try:
+            return await scene(driver, peer, plan)
+        finally:
+            await driver.close()
+
+    return run(main)
 
 
 def reply(frame: Frame, registers: bytes, *, rtu: bool = False, **other: int) -> bytes:

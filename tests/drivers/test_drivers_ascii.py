@@ -1,20 +1,17 @@
 """Modbus ASCII: frames byte by byte, against the published examples and a stranger's framing; the exchange in time."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from energybid.core.errors import GarbledError, NoReplyError
-from energybid.core.ports import BusPlan, Driver, SerialEndpoint
+from energybid.core.ports import SerialEndpoint
 from energybid.drivers.modbus.ascii import ASCII_MAX, AsciiReplies, AsciiRequests, ascii_frame, lrc, parse_line
-from energybid.drivers.modbus.driver import open_driver
 from energybid.drivers.modbus.framing import Frame
-from energybid.simulator import virtual
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modbus_peers import SILENT, Fate, Peer, bus_plan
+from modbus_peers import SILENT, Fate, Peer, Scene, bus_plan, played
 from pymodbus.framer import FramerAscii
 from pymodbus.pdu import DecodePDU
 
@@ -149,18 +146,11 @@ def answer(frame: Frame, **other: int) -> bytes:
     return ascii_frame(other.get("unit", frame.unit), bytes((frame.pdu[0], len(registers))) + registers)
 
 
-def play(fate: Fate, scene: Callable[[Driver, Peer, BusPlan], Awaitable[Any]], **plan_settings: Any) -> Any:
-    async def main() -> Any:
-        plan = replace(bus_plan("modbus-rtu", **plan_settings), kind="modbus-ascii", endpoint=LINE)
-        peer = Peer(fate, rtu=True)
-        peer.framer = AsciiRequests()
-        driver = open_driver(peer.platform(), plan)
-        try:
-            return await scene(driver, peer, plan)
-        finally:
-            await driver.close()
-
-    return virtual.run(main)
+def play(fate: Fate, scene: Scene, **plan_settings: Any) -> Any:
+    plan = replace(bus_plan("modbus-rtu", **plan_settings), kind="modbus-ascii", endpoint=LINE)
+    peer = Peer(fate, rtu=True)
+    peer.framer = AsciiRequests()
+    return played(plan, peer, scene)
 
 
 async def poll_once(driver, _peer, plan):

@@ -19,7 +19,7 @@ from energybid.simulator import virtual
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lines import Line, line_plan, profile, words
-from modbus_peers import SILENT, Peer, bus_plan, framed, reply
+from modbus_peers import SILENT, Peer, bus_plan, framed, played, reply
 
 HEAD = """
 manufacturer = "Test"
@@ -73,16 +73,7 @@ def value(at, kind):
 
 def play(fate, scene, **changes):
     """Run ``scene(driver, meter, peer)`` against a meter."""
-
-    async def main():
-        bus, peer = bus_plan(**changes), Peer(fate)
-        driver = open_driver(peer.platform(), bus)
-        try:
-            return await scene(driver, bus.meters[0], peer)
-        finally:
-            await driver.close()
-
-    return virtual.run(main)
+    return played(bus_plan(**changes), Peer(fate), lambda driver, peer, bus: scene(driver, bus.meters[0], peer))
 
 
 @st.composite
@@ -295,15 +286,8 @@ LINE = SerialEndpoint(device="/dev/ttyUSB0", baudrate=9600)
 
 
 def on_line(line, scene, **changes):
-    async def main():
-        bus = line_plan(LINE, range(1, 3), profile(4), **changes)
-        driver = open_driver(line.platform(), bus)
-        try:
-            return await scene(driver, bus.meters[0])
-        finally:
-            await driver.close()
-
-    return virtual.run(main)
+    bus = line_plan(LINE, range(1, 3), profile(4), **changes)
+    return played(bus, line, lambda driver, _, bus: scene(driver, bus.meters[0]))
 
 
 def test_the_time_out_follows_the_meters_own_delays():

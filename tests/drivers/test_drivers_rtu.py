@@ -2,20 +2,18 @@
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from energybid.core.errors import BusDownError, GarbledError, NoReplyError, RefusedError
 from energybid.core.ports import BusPlan, Driver, Sample, SerialEndpoint, TcpEndpoint
 from energybid.core.quantities import Status
-from energybid.drivers.modbus.driver import open_driver
 from energybid.drivers.modbus.framing import Frame, rtu_frame
 from energybid.drivers.modbus.rtu import character_s, silence_s
-from energybid.simulator import virtual
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modbus_peers import COUNTER, LINE, SILENT, Fate, Peer, bus_plan, framed, reply
+from modbus_peers import COUNTER, LINE, SILENT, Fate, Peer, Scene, bus_plan, framed, played, reply
 
 RIGHT = ((1 << 16) + 0, (1 << 16) + 100)
 CHARACTER_S = 11 / 19_200
@@ -30,16 +28,8 @@ def prompt(frame: Frame) -> list[tuple[float, bytes]]:
     return [(0.02, answer(frame))]
 
 
-def play(fate: Fate, scene: Callable[[Driver, Peer, BusPlan], Awaitable[Any]], **settings: Any) -> Any:
-    async def main() -> Any:
-        plan, peer = bus_plan("modbus-rtu", **settings), Peer(fate, rtu=True)
-        driver = open_driver(peer.platform(), plan)
-        try:
-            return await scene(driver, peer, plan)
-        finally:
-            await driver.close()
-
-    return virtual.run(main)
+def play(fate: Fate, scene: Scene, **settings: Any) -> Any:
+    return played(bus_plan("modbus-rtu", **settings), Peer(fate, rtu=True), scene)
 
 
 async def poll_once(driver: Driver, _peer: Peer, plan: BusPlan) -> Sample:

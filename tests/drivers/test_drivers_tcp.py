@@ -1,7 +1,7 @@
 """The Modbus TCP exchange, byte by byte against a scripted peer, in virtual time."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,13 +9,11 @@ from energybid.core.errors import BusDownError, GarbledError, NoReplyError, Refu
 from energybid.core.ports import BusPlan, Driver, Sample
 from energybid.core.quantities import Status
 from energybid.drivers.modbus import mbap
-from energybid.drivers.modbus.driver import open_driver
 from energybid.drivers.modbus.framing import Frame, mbap_frame
-from energybid.simulator import virtual
 from energybid.simulator.virtual import EPOCH_NS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modbus_peers import SILENT, Fate, Peer, bus_plan, framed, reply
+from modbus_peers import SILENT, Fate, Peer, Scene, bus_plan, framed, played, reply
 
 
 def registers(frame: Frame) -> bytes:
@@ -30,16 +28,8 @@ def prompt(frame: Frame) -> list[tuple[float, bytes]]:
 RIGHT = ((1 << 16) + 0, (1 << 16) + 100)
 
 
-def play(fate: Fate, scene: Callable[[Driver, Peer, BusPlan], Awaitable[Any]], **settings: Any) -> Any:
-    async def main() -> Any:
-        plan, peer = bus_plan(**settings), Peer(fate)
-        driver = open_driver(peer.platform(), plan)
-        try:
-            return await scene(driver, peer, plan)
-        finally:
-            await driver.close()
-
-    return virtual.run(main)
+def play(fate: Fate, scene: Scene, **settings: Any) -> Any:
+    return played(bus_plan(**settings), Peer(fate), scene)
 
 
 async def poll_once(driver: Driver, _peer: Peer, plan: BusPlan) -> Sample:

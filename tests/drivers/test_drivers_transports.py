@@ -5,7 +5,6 @@ import itertools
 import random
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,11 @@ from energybid.drivers.modbus.udp import whole
 from energybid.drivers.profile import compile_profile, load_profile
 from energybid.drivers.system import open_bus
 from energybid.drivers.target import parse_target
-from energybid.simulator import virtual
 from energybid.simulator.config import BusFile
 from energybid.simulator.serve import serve
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modbus_peers import Fate, Peer, bus_plan, framed, reply
+from modbus_peers import Fate, Peer, Scene, bus_plan, framed, played, reply
 from pymodbus.client import AsyncModbusSerialClient
 from pymodbus.framer import FramerType
 from pymodbus.server import ModbusTcpServer, ModbusUdpServer
@@ -36,19 +34,11 @@ UDP = UdpEndpoint(host="meter", port=502)
 GATEWAY = TcpEndpoint(host="moxa", port=4001, baudrate=9600)
 
 
-def play(kind: str, fate: Fate, scene: Callable[[Driver, Peer, BusPlan], Awaitable[Any]], **plan_settings: Any) -> Any:
+def play(kind: str, fate: Fate, scene: Scene, **plan_settings: Any) -> Any:
     endpoint = {"modbus-udp": UDP, "modbus-rtu-tcp": GATEWAY}.get(kind)
-
-    async def main() -> Any:
-        plan, peer = bus_plan("modbus-tcp", **plan_settings), Peer(fate, rtu=kind == "modbus-rtu-tcp")
-        plan = replace(plan, kind=kind, endpoint=endpoint or plan.endpoint)
-        driver = open_driver(peer.platform(), plan)
-        try:
-            return await scene(driver, peer, plan)
-        finally:
-            await driver.close()
-
-    return virtual.run(main)
+    plan = bus_plan("modbus-tcp", **plan_settings)
+    plan = replace(plan, kind=kind, endpoint=endpoint or plan.endpoint)
+    return played(plan, Peer(fate, rtu=kind == "modbus-rtu-tcp"), scene)
 
 
 def answer(frame, **other):

@@ -1,16 +1,13 @@
 """Writing registers: what goes over the wire, what counts as done, and that it goes before polls."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from energybid.core.errors import BusDownError, GarbledError, NoReplyError, RefusedError
 from energybid.core.ports import BusPlan, Driver
-from energybid.drivers.modbus.driver import open_driver
 from energybid.drivers.modbus.framing import Frame
-from energybid.simulator import virtual
-from modbus_peers import COUNTER, SILENT, Fate, Peer, bus_plan, framed, reply
+from modbus_peers import COUNTER, SILENT, Fate, Peer, Scene, bus_plan, framed, played, reply
 
 LIMITS = (
     COUNTER
@@ -35,16 +32,8 @@ maximum = "5000"
 KINDS = ["modbus-tcp", "modbus-rtu"]
 
 
-def play(kind: str, fate: Fate, scene: Callable[[Driver, Peer, BusPlan], Awaitable[Any]], **settings: Any) -> Any:
-    async def main() -> Any:
-        plan, peer = bus_plan(kind, **{"profile": LIMITS, **settings}), Peer(fate, rtu=kind != "modbus-tcp")
-        driver = open_driver(peer.platform(), plan)
-        try:
-            return await scene(driver, peer, plan)
-        finally:
-            await driver.close()
-
-    return virtual.run(main)
+def play(kind: str, fate: Fate, scene: Scene, **settings: Any) -> Any:
+    return played(bus_plan(kind, **{"profile": LIMITS, **settings}), Peer(fate, rtu=kind != "modbus-tcp"), scene)
 
 
 def limits(plan: BusPlan) -> Any:
