@@ -277,3 +277,10 @@ def test_only_so_many_rounds_are_remembered(site):
 def test_a_log_of_another_market_is_not_taken_back(site):
     with pytest.raises(EvidenceError):
         site.rounds.restore([(NOW_MS, site.announcement)])
+
+
+def test_a_log_whose_bids_do_not_fit_is_not_taken_back(site):
+    announced, bid = site.log
+    for log in ([bid], [announced, bid, bid]):
+        with pytest.raises(EvidenceError, match="bid of round 42: does not fit"):
+            Site().rounds.restore(log)

@@ -3,7 +3,8 @@
 A round has one state at any time, and one table says what each event makes of it; docs/market.md shows the same table.
 Whatever fails before the interval begins, and in whatever phase, ends in SCHEDULED: the site follows its own schedule,
 as if there were no market.
-What must survive a restart (bids sent, awards and statements accepted) is in the log; ``Rounds.restore`` takes it back.
+What must survive a restart (bids sent, awards and statements accepted) belongs in the log, and ``Rounds.restore`` takes
+it back from there. The log has no entries for it yet, and no process holds a ``Rounds`` yet.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from energybid.core import cose
 from energybid.core.errors import EvidenceError
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from energybid.core.cose import PublicKey
+
+Answer = Award | Statement
+A = TypeVar("A", Award, Statement)
 
 KEPT = 64
 """Rounds that are remembered; older ones are in the log."""
@@ -35,7 +39,7 @@ class State(StrEnum):
     ANNOUNCED = "announced"
     """A bid is to be made."""
     BID = "bid"
-    """A bid is in the log, and sent or on its way."""
+    """A bid is made, and sent or on its way."""
     AWARDED = "awarded"
     """The award holds and its interval is to come."""
     DELIVERING = "delivering"
@@ -188,7 +192,8 @@ class Rounds:
         self._market, self._origin, self._key = market_name, origin, key
         self.known: dict[int, Known] = {}
         self._last_number = -1
-        self._award_counter = self._statement_counter = 0
+        self._counters: dict[type[Answer], int] = {Award: 0, Statement: 0}
+        """The last one of each kind that was taken."""
 
     # ------------------------------------------------------------ messages
 
@@ -226,11 +231,7 @@ class Rounds:
         Raises:
             RefusedMessageError: It counts for nothing.
         """
-        award = self._read(Award, message, "award")
-        known = self._known(award.number, award.origin, "award", retained=retained)
-        what = f"award of round {award.number}"
-        if award.counter <= self._award_counter:
-            raise RefusedMessageError(Reason.REPLAYED, what)
+        award, known, what = self._answer(Award, message, retained=retained)
         if known.bid is None or award.bid_hash != known.bid_hash:
             raise RefusedMessageError(Reason.OTHER_BID, what)
         if now_ms >= min(known.round.begins_ms, known.bid.expires_ms):
@@ -240,7 +241,7 @@ class Rounds:
         if not known.become(Event.AWARD if award.verdict == Verdict.AWARDED else Event.NO_TRADE):
             raise RefusedMessageError(Reason.NOT_NOW, what)
         known.award, known.award_hash = award, market.digest(message)
-        self._award_counter = award.counter
+        self._counters[Award] = award.counter
         return known
 
     def stated(self, message: bytes, *, retained: bool = False) -> Known:
@@ -249,17 +250,13 @@ class Rounds:
         Raises:
             RefusedMessageError: It counts for nothing.
         """
-        statement = self._read(Statement, message, "statement")
-        known = self._known(statement.number, statement.origin, "statement", retained=retained)
-        what = f"statement of round {statement.number}"
-        if statement.counter <= self._statement_counter:
-            raise RefusedMessageError(Reason.REPLAYED, what)
+        statement, known, what = self._answer(Statement, message, retained=retained)
         if statement.award_hash != known.award_hash:
             raise RefusedMessageError(Reason.OTHER_AWARD, what)
         if not known.become(Event.STATEMENT):
             raise RefusedMessageError(Reason.NOT_NOW, what)
         known.statement = statement
-        self._statement_counter = statement.counter
+        self._counters[Statement] = statement.counter
         return known
 
     # ------------------------------------------------------------ time and people
@@ -301,11 +298,17 @@ class Rounds:
                 case market.Round:
                     self.announced(message, at_ms)
                 case market.Bid:
-                    self.bid_made(market.parse(Bid, payload), message)
+                    self._restore_bid(market.parse(Bid, payload), message)
                 case market.Award:
                     self.awarded(message, at_ms)
                 case market.Statement:
                     self.stated(message)
+
+    def _restore_bid(self, bid: Bid, message: bytes) -> None:
+        try:
+            self.bid_made(bid, message)
+        except (KeyError, ValueError):
+            raise EvidenceError(f"bid of round {bid.number}: does not fit what the log holds before it") from None
 
     # ------------------------------------------------------------ parts
 
@@ -318,14 +321,20 @@ class Rounds:
             raise RefusedMessageError(Reason.FOREIGN, f"{what} of {read.market}")
         return read
 
-    def _known(self, number: int, origin: str, what: str, *, retained: bool) -> Known:
+    def _answer(self, kind: type[A], message: bytes, *, retained: bool) -> tuple[A, Known, str]:
+        """What the market answered to this gateway, its round, and what to call it."""
+        name = kind.__name__.lower()
+        read = self._read(kind, message, name)
+        what = f"{name} of round {read.number}"
         if retained:
-            raise RefusedMessageError(Reason.RETAINED, f"{what} of round {number}")
-        if origin != self._origin:
-            raise RefusedMessageError(Reason.FOREIGN, f"{what} for {origin}")
-        if number not in self.known:
-            raise RefusedMessageError(Reason.UNKNOWN, f"{what} of round {number}")
-        return self.known[number]
+            raise RefusedMessageError(Reason.RETAINED, what)
+        if read.origin != self._origin:
+            raise RefusedMessageError(Reason.FOREIGN, f"{name} for {read.origin}")
+        if read.number not in self.known:
+            raise RefusedMessageError(Reason.UNKNOWN, what)
+        if read.counter <= self._counters[kind]:
+            raise RefusedMessageError(Reason.REPLAYED, what)
+        return read, self.known[read.number], what
 
     def _remember(self, known: Known) -> Known:
         self._last_number = known.round.number
