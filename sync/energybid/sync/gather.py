@@ -12,17 +12,16 @@ from energybid.bidding.baseline import needed
 from energybid.bidding.baseline_rules import parse as parse_programme
 from energybid.core import cose
 from energybid.core.disclosure import Disclosed
-from energybid.core.entries import Clock, Declaration, Reading, Start, parse
+from energybid.core.entries import Clock, Declaration, Reading, Start
 from energybid.core.evidence import parse_checkpoint
 from energybid.core.prover import LostError, Span, inclusion_spans, subtree
 from energybid.core.timeline import Timeline
 from energybid.sync.bundle import LogPart
-from energybid.sync.recompute import event_of, register_loads
+from energybid.sync.recompute import entries_of, event_of, register_loads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from energybid.core.entries import Entry
     from energybid.core.prover import History
     from energybid.sync.bundle import Inputs
     from energybid.sync.market import Round
@@ -95,11 +94,6 @@ def _path(history: History, sequence: int, size: int, known: dict[Span, bytes]) 
         if span not in known:
             known[span] = subtree(history, *span)
     return tuple(known[span] for span in spans)
-
-
-def entries_of(part: LogPart) -> list[tuple[int, Entry]]:
-    """Entries of a log in a bundle, as ``register_loads`` wants them."""
-    return [(each.sequence, parse(each.canonical)[1]) for each in part.entries]
 
 
 def _nearest(history: History, told: dict[int, Told], inputs: Inputs, intervals: Iterable[int]) -> set[int]:

@@ -222,6 +222,15 @@ def parse(kind: type[M], data: bytes) -> M:
     return message
 
 
+def told(kind: type[M], message: bytes) -> M:
+    """What a signed message says, **not verified**.
+
+    Raises:
+        EvidenceError: No signed message of this kind, or a field out of its bounds.
+    """
+    return parse(kind, cose.peek(message)[1])
+
+
 def kind_of(data: bytes) -> type[Message]:
     """Which message a payload says it is.
 

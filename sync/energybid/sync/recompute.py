@@ -221,14 +221,9 @@ def event_of(made: Round, interval_ms: int) -> Event:
 def _proven(bundle: Bundle, key_for: KeyFor) -> tuple[Proven, baseline_rules.Programme]:
     """Hashes first, they are quick; then signatures; then what the readings say."""
     checkpoints = tuple(map(_included, bundle.logs))
-    _, bid, award, confirmation, statement = (
-        None if message is None else cose.peek(message)[1] for message in bundle[:5]
-    )
-    made = market.parse(Round, cose.peek(bundle.round)[1])
-    offered, awarded, stated = (
-        market.parse(Bid, bid or b""), market.parse(Award, award or b""), market.parse(Statement, statement or b"")
-    )  # fmt: skip
-    done = None if confirmation is None else market.parse(Confirmation, confirmation)
+    made, offered = market.told(Round, bundle.round), market.told(Bid, bundle.bid)
+    awarded, stated = market.told(Award, bundle.award), market.told(Statement, bundle.statement)
+    done = None if bundle.confirmation is None else market.told(Confirmation, bundle.confirmation)
     _chained(bundle, offered, awarded, done, stated)
     _same_round(made, offered, awarded, done, stated)
     receipts, signers = _signatures(bundle, checkpoints, key_for)
@@ -240,9 +235,13 @@ def _proven(bundle: Bundle, key_for: KeyFor) -> tuple[Proven, baseline_rules.Pro
     except (ValueError, OverflowError) as error:
         raise EvidenceError(f"bundle: {error}") from None
     need(all(checkpoint.origin == offered.origin for checkpoint in checkpoints), "a checkpoint is of another gateway")
-    entries = [[(each.sequence, parse(each.canonical)[1]) for each in part.entries] for part in bundle.logs]
-    loads = register_loads(entries, inputs, wanted)
+    loads = register_loads(map(entries_of, bundle.logs), inputs, wanted)
     return Proven(made, offered, awarded, done, stated, inputs, checkpoints, receipts, signers, loads), programme
+
+
+def entries_of(part: LogPart) -> list[tuple[int, Entry]]:
+    """Entries of a log in a bundle, as ``register_loads`` wants them."""
+    return [(each.sequence, parse(each.canonical)[1]) for each in part.entries]
 
 
 def _included(part: LogPart) -> Checkpoint:

@@ -272,8 +272,7 @@ def shown(bundle: Bundle) -> dict[str, Any]:
 def _fields(kind: Any, data: bytes | None) -> dict[str, Any]:  # noqa: ANN401  one of the kinds of messages
     if data is None:
         return {}
-    message = market.parse(kind, cose.peek(data)[1])
-    return {key: _plain(value) for key, value in message._asdict().items()}
+    return {key: _plain(value) for key, value in market.told(kind, data)._asdict().items()}
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401
