@@ -40,6 +40,13 @@ def test_a_battery_buys_low_and_sells_high():
     assert first.segments == (Segment(500, 60.0), Segment(1000, 30.0))
 
 
+def test_a_battery_that_loses_nothing_is_one_piece_across_zero():
+    """Two would bid the same curve, from twice as many combinations."""
+    [piece] = offer(BATTERY, [60.0, 60.0])
+    assert (piece.start_w, piece.end_w) == (-500, 500)
+    assert {segment.slope for segment in piece.segments} == {60.0}
+
+
 def test_at_a_negative_price_a_full_battery_does_not_burn_energy_by_doing_both():
     """It may empty itself now to be paid for charging later: one or the other in each round, with a dent at 0."""
     battery = replace(BATTERY, stored_wh=500, charge_efficiency=0.5, discharge_efficiency=0.5)

@@ -115,11 +115,13 @@ class _Way:
         """Of the blocks of which two cover a window: a power of two."""
         self._pad = int(width) + 2
         begin, end = np.ceil(first).astype(np.intp), np.floor(first + width).astype(np.intp)
+        # A window holds as many points as its width has whole spacings or one more: never fewer than a block, but where
+        # it is narrower than a spacing and may be empty.
         empty = end < begin
         self._empty = np.where(empty, NEVER, 0.0) if empty.any() else None
         bound = len(grid) + 2 * self._pad - self._size
         self._begin = np.minimum(np.maximum(begin + self._pad, 0), bound)
-        self._end = np.minimum(np.maximum(np.maximum(end - self._size + 1, begin) + self._pad, 0), bound)
+        self._end = np.minimum(np.maximum(end - self._size + 1 + self._pad, 0), bound)
         barred = (grid < mode.least) | (grid > mode.most)
         self._barred = np.where(barred, NEVER, 0.0) if barred.any() else None
 
