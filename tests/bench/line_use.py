@@ -16,11 +16,10 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from driver_cost import platform
-from energybid.core.ports import BusPlan, MeterPlan, SerialEndpoint
+from driver_cost import meter_plans, platform
+from energybid.core.ports import BusPlan, SerialEndpoint
 from energybid.drivers.modbus.driver import open_driver
-from energybid.drivers.modbus.rtu import character_s, silence_s
-from energybid.drivers.profile import compile_profile, load_profile
+from energybid.drivers.modbus.timing import character_s, silence_s
 from energybid.simulator.bus import Bus, LineTiming, RtuLine, Station
 from energybid.simulator.system import PtyTransport
 
@@ -55,22 +54,7 @@ def serve(pipe: Connection, folder: str, baudrate: int) -> None:
 
 def bus_plan(device: str, baudrate: int) -> BusPlan:
     """8 SDM630 on one line."""
-    loaded = load_profile("eastron-sdm630")
-    names = [register.name for register in loaded.registers if register.first in WANTED]
-    groups, compiled = compile_profile(loaded, interval_s=0, quantities=names)
-    meters = tuple(
-        MeterPlan(
-            name=f"m{unit}",
-            unit=unit,
-            timeout_s=0.5,
-            retries=1,
-            profile=loaded.name,
-            profile_hash=loaded.sha256,
-            groups=groups,
-            map=compiled,
-        )
-        for unit in range(1, METERS + 1)
-    )
+    meters = meter_plans(METERS, WANTED, interval_s=0, timeout_s=0.5)
     endpoint = SerialEndpoint(device=device, baudrate=baudrate)
     return BusPlan(name="bench", kind="modbus-rtu", endpoint=endpoint, meters=meters, lateness_s=0.1)
 

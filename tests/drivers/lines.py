@@ -6,7 +6,7 @@ from typing import Any
 
 from energybid.core.ports import BusPlan, MeterPlan, SerialEndpoint
 from energybid.drivers.modbus.framing import RtuRequests, rtu_frame
-from energybid.drivers.modbus.rtu import character_s, silence_s
+from energybid.drivers.modbus.timing import character_s, silence_s
 from energybid.drivers.profile import compile_profile, parse_profile
 from modbus_peers import Peer, Wire
 

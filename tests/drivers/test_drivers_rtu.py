@@ -10,7 +10,7 @@ from energybid.core.errors import BusDownError, GarbledError, NoReplyError, Refu
 from energybid.core.ports import BusPlan, Driver, Sample, SerialEndpoint, TcpEndpoint
 from energybid.core.quantities import Status
 from energybid.drivers.modbus.framing import Frame, rtu_frame
-from energybid.drivers.modbus.rtu import character_s, silence_s
+from energybid.drivers.modbus.timing import character_s, silence_s
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modbus_peers import COUNTER, LINE, SILENT, Fate, Peer, Scene, bus_plan, framed, played, reply

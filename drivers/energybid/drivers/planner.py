@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from energybid.core.ports import Endpoint, SerialEndpoint, TcpEndpoint
 from energybid.drivers.modbus.map import REGISTERS_MAX
+from energybid.drivers.modbus.timing import character_s, silence_s
 
 REPLY_DELAY_S = 0.02
 """How long a meter on a serial line takes to begin its reply, where nothing is known of it."""
@@ -25,10 +26,6 @@ TCP_REGISTER_NS = 1_000
 _NS = 1_000_000_000
 _RTU_OVERHEAD, _ASCII_OVERHEAD = 13, 28
 """Characters of both frames beside the registers: 8 + 5 and 17 + 11 (Modbus over Serial Line V1.02 §2.5.1, §2.5.2)."""
-_SILENCE = 3.5
-"""Characters before a request (§2.5.1.1)."""
-_SILENCE_FAST_S, _FAST_BAUDRATE = 0.001_75, 19_200
-"""Above this rate the silence is fixed (§2.5.1.1)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,15 +107,15 @@ def serial_cost(
         reply_delay_s: From the end of a request to the beginning of its reply, measured.
         is_ascii: Modbus ASCII (7 data bits, two characters a byte) in place of RTU.
     """
-    bits = 1 + (7 if is_ascii else 8) + (parity != "N") + stop_bits
-    character_s = bits / baudrate
-    silence_s = _SILENCE_FAST_S if baudrate > _FAST_BAUDRATE else _SILENCE * character_s
+    data_bits = 7 if is_ascii else 8
+    line = SerialEndpoint(device="", baudrate=baudrate, parity=parity, stop_bits=stop_bits, data_bits=data_bits)
+    one_s = character_s(line)
     delay_s = REPLY_DELAY_S if reply_delay_s is None else reply_delay_s
     assumed_s = REPLY_DELAY_S if reply_delay_s is None else 0.0
-    overhead_s = _ASCII_OVERHEAD * character_s if is_ascii else _RTU_OVERHEAD * character_s + silence_s
+    overhead_s = _ASCII_OVERHEAD * one_s if is_ascii else _RTU_OVERHEAD * one_s + silence_s(line)
     return Cost(
         request_ns=round((overhead_s + delay_s) * _NS),
-        register_ns=round((4 if is_ascii else 2) * character_s * _NS),
+        register_ns=round((4 if is_ascii else 2) * one_s * _NS),
         assumed_ns=round(assumed_s * _NS),
     )
 

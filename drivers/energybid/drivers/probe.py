@@ -26,7 +26,7 @@ from energybid.drivers.modbus.framing import (
 )
 from energybid.drivers.modbus.listen import RtuListener
 from energybid.drivers.modbus.map import HOLDING, INPUT
-from energybid.drivers.modbus.rtu import character_s, silence_s
+from energybid.drivers.modbus.timing import character_s, silence_s
 from energybid.drivers.target import ASCII, RTU, RTU_TCP, TCP, UDP
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from energybid.drivers.modbus import objects
 from energybid.drivers.modbus.exchange import READ_OVERHEAD
 from energybid.drivers.modbus.framing import EXCEPTION_FLAG, RTU_OVERHEAD
 from energybid.drivers.modbus.map import HOLDING, INPUT
-from energybid.drivers.modbus.rtu import character_s
+from energybid.drivers.modbus.timing import character_s
 from energybid.drivers.probe import Prober
 from energybid.drivers.target import TCP, UDP
 

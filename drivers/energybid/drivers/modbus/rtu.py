@@ -10,24 +10,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from energybid.core.ports import SerialEndpoint, TcpEndpoint
 from energybid.drivers.modbus.exchange import Asked, Exchange, Failure, Outcome
 from energybid.drivers.modbus.framing import RtuReplies
 from energybid.drivers.modbus.link import NEVER, Link
+from energybid.drivers.modbus.timing import character_s, silence_s
 
 if TYPE_CHECKING:
     import asyncio
 
-    from energybid.core.ports import BusPlan, Endpoint, Platform
+    from energybid.core.ports import BusPlan, Platform
 
-SILENCE_CHARACTERS = 3.5
-FAST_BAUD, FAST_SILENCE_S = 19_200, 0.00175
-"""Above this rate the silence is fixed (V1.02 §2.5.1.1)."""
 REPEAT_S, REPEAT_CHARACTERS = 0.02, 17
 """A reply that is sent twice shows its second life within the longer of these: what an adapter holds back (16 ms), what
 a receive buffer collects (16 characters)."""
-BITS_MAX = 11
-"""Of a character of RTU (V1.02 §2.5.1); taken where the line lies behind a gateway."""
 QUIET_S = 0.05
 """Silence that ends noise: longer than adapters and operating systems hold back a part of a frame (16 ms)."""
 HURRY_S = 0.1
@@ -196,20 +191,3 @@ class RtuLink(Link):
         exchange.settle(index, outcome)
         if outcome == Failure.NO_REPLY:
             self._skip_rest(exchange)
-
-
-def character_s(endpoint: Endpoint) -> float:
-    """Seconds that one character takes on the line: start, data, parity and stop bits; 0 where no line is known."""
-    if isinstance(endpoint, TcpEndpoint) and endpoint.baudrate:
-        return BITS_MAX / endpoint.baudrate
-    if not isinstance(endpoint, SerialEndpoint):
-        return 0.0
-    bits = 1 + endpoint.data_bits + (endpoint.parity != "N") + endpoint.stop_bits
-    return bits / endpoint.baudrate
-
-
-def silence_s(endpoint: Endpoint) -> float:
-    """Seconds of silence before a request (V1.02 §2.5.1.1)."""
-    if not isinstance(endpoint, SerialEndpoint) or endpoint.baudrate > FAST_BAUD:
-        return FAST_SILENCE_S
-    return SILENCE_CHARACTERS * character_s(endpoint)

@@ -12,7 +12,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
 from energybid.drivers.modbus.framing import Frame, Garbled, MbapFramer, RtuRequests, mbap_frame, rtu_frame
-from energybid.drivers.modbus.rtu import QUIET_S, silence_s
+from energybid.drivers.modbus.rtu import QUIET_S
+from energybid.drivers.modbus.timing import silence_s
 
 if TYPE_CHECKING:
     from energybid.core.ports import SerialEndpoint
