@@ -14,6 +14,7 @@ import resource
 import struct
 import sys
 import time
+from collections.abc import Collection
 from multiprocessing.connection import Connection
 
 from energybid.core.ports import BusPlan, MeterPlan, Platform, TcpEndpoint
@@ -54,24 +55,31 @@ def serve(pipe: Connection) -> None:
     asyncio.run(run())
 
 
-def bus_plan(port: int, interval_s: float = 1, in_flight: int = IN_FLIGHT) -> BusPlan:
-    """32 SDM630 on one connection."""
+def meter_plans(
+    count: int, wanted: Collection[int], *, interval_s: float = 1, timeout_s: float = 1
+) -> tuple[MeterPlan, ...]:
+    """SDM630 at the units from 1 on, with the quantities at these registers."""
     loaded = load_profile("eastron-sdm630")
-    names = [register.name for register in loaded.registers if register.first in WANTED]
+    names = [register.name for register in loaded.registers if register.first in wanted]
     groups, compiled = compile_profile(loaded, interval_s=interval_s, quantities=names)
-    meters = tuple(
+    return tuple(
         MeterPlan(
             name=f"m{unit}",
             unit=unit,
-            timeout_s=1,
+            timeout_s=timeout_s,
             retries=1,
             profile=loaded.name,
             profile_hash=loaded.sha256,
             groups=groups,
             map=compiled,
         )
-        for unit in range(1, METERS + 1)
+        for unit in range(1, count + 1)
     )
+
+
+def bus_plan(port: int, interval_s: float = 1, in_flight: int = IN_FLIGHT) -> BusPlan:
+    """32 SDM630 on one connection."""
+    meters = meter_plans(METERS, WANTED, interval_s=interval_s)
     endpoint = TcpEndpoint(host="127.0.0.1", port=port)
     return BusPlan(name="bench", kind="modbus-tcp", endpoint=endpoint, meters=meters, in_flight=in_flight)
 
