@@ -207,9 +207,12 @@ GOOD = text_of("caiso-5-in-10").decode()
         ("weights = [50, 30, 20]", "weights = [50, 30, 0]", "from 1 to 999"),
         ('on = ["weekday"]', 'on = ["weekday", "holiday"]', "cover each kind of day once"),
         ('on = ["weekday"]', 'on = ["weekday", "weekday"]', "a list of"),
+        ('on = ["weekday"]', 'on = [["weekday"]]', "a list of"),
+        ('on = ["weekday"]', "on = [{}]", "a list of"),
         ('least = "5/7"', 'least = "1.5"', "out of order"),
         ('least = "5/7"', 'least = "5/0"', "denominator"),
         ('least = "5/7"', 'least = "1e9"', "a number as text"),
+        ('least = "5/7"', 'least = "\u0665/7"', "a number as text"),  # a digit, and none of ours
         ('kind = "ratio"', 'kind = "difference"', "only a ratio has bounds"),
         ('holidays = "nerc"', 'holidays = "moon"', "no calendar 'moon'"),
         ("summer = true", 'summer = "yes"', "true or false is wanted"),

@@ -23,7 +23,7 @@ POOL_MAX = 60
 LOOK_BACK_MAX = 120
 WINDOW_MAX_MIN = 1_440
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-_NUMBER = re.compile(r"\d{1,6}(?:\.\d{1,6}|/\d{1,6})?")
+_NUMBER = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6}|/[0-9]{1,6})?")
 
 
 class Kind(StrEnum):
@@ -230,10 +230,10 @@ def _check(programme: Programme) -> None:
 
 def _pool(table: _Table) -> Pool:
     take = table.choice("take", Take)
-    on = frozenset(map(Kind, table.texts("on", set(Kind))))
+    on = frozenset(map(Kind, table.texts("on", list(Kind))))
     pool = Pool(
         on=on,
-        among=frozenset(map(Kind, table.texts("among", set(Kind)))) if table.has("among") else on,
+        among=frozenset(map(Kind, table.texts("among", list(Kind)))) if table.has("among") else on,
         days=table.integer("days", 1, POOL_MAX),
         least=table.integer("least", 1, POOL_MAX),
         look_back_days=table.integer("look_back_days", 1, LOOK_BACK_MAX),
@@ -326,7 +326,7 @@ class _Table:
             raise self._fault(key, f"a text{f' like {form.pattern}' if form else ''}")
         return value
 
-    def texts(self, key: str, allowed: set[Kind]) -> list[str]:
+    def texts(self, key: str, allowed: list[Kind]) -> list[str]:
         """One or more different ones of some texts."""
         value = self._get(key)
         if not isinstance(value, list) or not value or [x for x in value if x not in allowed or value.count(x) > 1]:
