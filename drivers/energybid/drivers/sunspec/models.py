@@ -147,7 +147,7 @@ TotWhExpPh*   40  acc32  TotWh_SF@54   -     energy-export-l*           22.8.0  
 TotWhImp      46  acc32  TotWh_SF@54   core  energy-import              1.8.0    Wh    +
 TotWhImpPh*   48  acc32  TotWh_SF@54   -     energy-import-l*           21.8.0   Wh    +
 TotVAhExp     55  acc32  TotVAh_SF@71  -     apparent-energy-export     10.8.0   VAh   +
-TotVAhImp     63  acc32  TotVAh_SF@71  -     apparent-energy-import     9.8.0    VAh   +
+TotVAhImp     63  acc32  TotVAh_SF@71  -     apparent-energy            9.8.0    VAh   +
 TotVArhImpQ1  72  acc32  TotVArh_SF@104  -   reactive-energy-q1         5.8.0    varh  +
 TotVArhImpQ2  80  acc32  TotVArh_SF@104  -   reactive-energy-q2         6.8.0    varh  +
 TotVArhExpQ3  88  acc32  TotVArh_SF@104  -   reactive-energy-q3         7.8.0    varh  +
@@ -173,7 +173,7 @@ TotWhExpPh*   62  float32  -  -     energy-export-l*           22.8.0   Wh    +
 TotWhImp      68  float32  -  core  energy-import              1.8.0    Wh    +
 TotWhImpPh*   70  float32  -  -     energy-import-l*           21.8.0   Wh    +
 TotVAhExp     76  float32  -  -     apparent-energy-export     10.8.0   VAh   +
-TotVAhImp     84  float32  -  -     apparent-energy-import     9.8.0    VAh   +
+TotVAhImp     84  float32  -  -     apparent-energy            9.8.0    VAh   +
 TotVArhImpQ1  92  float32  -  -     reactive-energy-q1         5.8.0    varh  +
 TotVArhImpQ2  100 float32  -  -     reactive-energy-q2         6.8.0    varh  +
 TotVArhExpQ3  108 float32  -  -     reactive-energy-q3         7.8.0    varh  +
