@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from energybid.bidding.forecast import Forecaster
-from energybid.bidding.forecast_models import Day
+from energybid.bidding.forecast_models import Day, candidates
 
 SLOTS = 48
 WARM_DAYS = 28
@@ -60,7 +60,7 @@ def temperatures(path: Path | None) -> dict[dt.date, float]:
 def walk(first: dt.date, load: np.ndarray, warmth: dict[dt.date, float]) -> dict[str, np.ndarray]:
     """Forecasts by model, days x levels x slots, and the share of time each was in use."""
     forecaster = Forecaster(SLOTS)
-    names = [entrant.name for entrant in (e.model for e in forecaster._entrants.values())]
+    names = [candidate.name for candidate in candidates(SLOTS)]
     made = {name: np.full((len(load), 5, SLOTS), np.nan) for name in [*names, "in use"]}
     made["next"] = np.full_like(load, np.nan)
     used = []

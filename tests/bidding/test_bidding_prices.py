@@ -72,7 +72,10 @@ def test_learning_day_by_day_is_learning_at_once():
     made = PriceModel.learned(first.real_time, first.day_ahead, steps_per_day=STEPS, shape=SMALL)
     counts = made.counts.copy()
     deviation = (first.real_time - first.day_ahead) / np.maximum(np.abs(first.day_ahead), 10) ** 0.5
-    place = Place(deviation[-1], running_mean(deviation, 6.0)[-1])
+    place = made.ending(first.real_time, first.day_ahead)
+    assert place == pytest.approx((deviation[-1], running_mean(deviation, 6.0)[-1]))
+    unseen = np.append(first.real_time, np.nan)
+    assert made.ending(unseen, np.append(first.day_ahead, 20.0)) == place, "a price that was not seen changes nothing"
     for day in (10, 11):
         one = past.days(day, day + 1)
         place = made.learn(one.real_time, one.day_ahead, place)

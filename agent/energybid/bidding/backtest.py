@@ -16,7 +16,7 @@ from energybid.bidding.assets_stores import Battery
 from energybid.bidding.forecast import Forecaster
 from energybid.bidding.forecast_models import Day
 from energybid.bidding.horizon import Outlook
-from energybid.bidding.prices import Place, PriceModel, Shape, running_mean, scaled
+from energybid.bidding.prices import PriceModel, Shape
 from energybid.bidding.prices_bids import best_at, cases, news_curve
 from energybid.bidding.prices_trading import PUBLISHED_H, Market, expected
 from energybid.bidding.site import Site
@@ -188,8 +188,7 @@ class _Walker:
         self._size = scene.market.steps_per_day
         past = scene.market.days(0, scene.first_day)
         self._model = PriceModel.learned(past.real_time, past.day_ahead, steps_per_day=self._size, shape=SHAPE)
-        deviation = scaled(SHAPE, past.real_time, past.day_ahead)
-        self._place = Place(float(deviation[-1]), float(running_mean(deviation, SHAPE.slow_steps)[-1]))
+        self._place = self._model.ending(past.real_time, past.day_ahead)
         self._meter = _Meter(scene.site, 24 / self._size)
         self._slots = min(self._size, 48)
         self._forecaster = Forecaster(self._slots)

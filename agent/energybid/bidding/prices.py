@@ -188,6 +188,12 @@ class PriceModel:
         deviation = float((price - day_ahead) / scale(self.shape, np.array(day_ahead)))
         return Place(deviation, before.slow + (deviation - before.slow) / self.shape.slow_steps)
 
+    def ending(self, real_time: Array, day_ahead: Array) -> Place:
+        """Where the prices of consecutive steps lead; steps that were not seen change nothing."""
+        deviation = scaled(self.shape, real_time, day_ahead)
+        slow = running_mean(deviation, self.shape.slow_steps)
+        return Place(float(deviation[np.isfinite(deviation)][-1]), float(slow[-1]))
+
     def corners(self, place: Place) -> tuple[Corner, ...]:
         """The up to four states around a place, with weights of sum 1: linear between the bins' means."""
         bins = self.shape.bins

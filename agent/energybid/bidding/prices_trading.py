@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from energybid.bidding.prices import Place, PriceModel, Shape, running_mean, scaled
+from energybid.bidding.prices import PriceModel
 from energybid.bidding.prices_battery import CELLS, Cell, Shifts, Single, Trader, crossing, marginal_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from energybid.bidding.prices import Array
+    from energybid.bidding.prices import Array, Place, Shape
 
 PUBLISHED_H = 11
 """Hour of the day at which tomorrow's day-ahead prices are known (NYISO Day-Ahead Scheduling Manual: by 11:00)."""
@@ -79,8 +79,7 @@ def trade(  # noqa: PLR0913 (a run's facts)
     size = market.steps_per_day
     past = market.days(0, first_day)
     model = PriceModel.learned(past.real_time, past.day_ahead, steps_per_day=size, shape=shape)
-    deviation = scaled(model.shape, past.real_time, past.day_ahead)
-    book = _Book(model, cell, Place(float(deviation[-1]), float(running_mean(deviation, model.shape.slow_steps)[-1])))
+    book = _Book(model, cell, model.ending(past.real_time, past.day_ahead))
     for day in range(first_day, first_day + days):
         before = book.place
         book.trade_day(market, day)

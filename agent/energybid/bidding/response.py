@@ -66,6 +66,15 @@ class Piece:
         """Most net import."""
         return self.start_w + sum(segment.power_w for segment in self.segments)
 
+    def best_w(self, price: float) -> int:
+        """Net import that is best at a price; where several are, the least."""
+        return self.start_w + sum(segment.power_w for segment in self.segments if segment.slope > price)
+
+    def gain(self, price: float) -> float:
+        """What it comes to at a price, at its best power."""
+        more = sum(segment.power_w * max(0.0, segment.slope - price) for segment in self.segments)
+        return self.value - price * self.start_w + more
+
 
 Offer = tuple[Piece, ...]
 """All that an asset can do in the round: one piece, or several with gaps or dents between them."""

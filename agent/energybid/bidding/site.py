@@ -13,7 +13,7 @@ import numpy as np
 
 from energybid.bidding.assets import KNOTS, Asset, Now
 from energybid.bidding.curve import STEPS_MAX, Curve
-from energybid.bidding.response import COMBINATIONS_MAX, Offer, Piece, Response
+from energybid.bidding.response import COMBINATIONS_MAX, Offer, Response
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,18 +114,12 @@ def _countable(offers: list[Offer], price: float) -> list[Offer]:
     for k in small_first:
         if prod(map(len, result)) <= COMBINATIONS_MAX:
             break
-        result[k] = (max(result[k], key=lambda piece: _gain(piece, price)),)
+        result[k] = (max(result[k], key=lambda piece: piece.gain(price)),)
     return result
 
 
 def _ends(offer: Offer) -> tuple[int, int]:
     return min(piece.start_w for piece in offer), max(piece.end_w for piece in offer)
-
-
-def _gain(piece: Piece, price: float) -> float:
-    """The most it comes to at a price."""
-    more = sum(segment.power_w * max(0.0, segment.slope - price) for segment in piece.segments)
-    return piece.value - price * piece.start_w + more
 
 
 def _row(rows: Array, states: Sequence[float] | None) -> Array:

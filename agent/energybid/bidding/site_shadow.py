@@ -99,13 +99,4 @@ def _store_w(store: StoreAsset, now: Now, price: float) -> int:
 
 
 def _liked_w(offer: Offer, price: float) -> int:
-    best, best_w = -np.inf, 0
-    for piece in offer:
-        power_w, value = piece.start_w, piece.value - price * piece.start_w
-        for segment in piece.segments:
-            if segment.slope <= price:
-                break
-            power_w, value = power_w + segment.power_w, value + (segment.slope - price) * segment.power_w
-        if value > best:
-            best, best_w = value, power_w
-    return best_w
+    return max(offer, key=lambda piece: piece.gain(price)).best_w(price)
