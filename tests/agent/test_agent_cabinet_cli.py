@@ -8,7 +8,6 @@ import shlex
 import signal
 import socketserver
 import subprocess
-import sys
 import termios
 import threading
 import time
@@ -20,9 +19,8 @@ import pytest
 from energybid.agent.cli import main, parser
 from energybid.drivers.modbus.framing import Frame, MbapFramer, mbap_frame
 from energybid.drivers.serialport.holders import Holder, in_use
+from simulated import COMMAND, DEADLINE_S, simulated
 
-COMMAND = [sys.executable, "-m", "energybid.agent.cli"]
-DEADLINE_S = 60
 BUSES = """
 [[bus]]
 name = "net"
@@ -73,22 +71,14 @@ class Place(dict[str, str]):
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("cabinet")
     (folder / "bus.toml").write_text(BUSES)
-    command = [*COMMAND, "simulate", "bus", "--json", "-c", "bus.toml"]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout
-        ready = {bus["name"]: bus for bus in json.loads(process.stdout.readline())["buses"]}
-        port, device = ready["net"]["port"], folder / ready["line"]["device"]
-        place = Place(net=f"tcp://127.0.0.1:{port}", line=str(device))
+    with simulated(folder, "-c", "bus.toml") as targets:
+        place = Place(targets)
         place.config = str(folder / "gateway.toml")
-        Path(place.config).write_text(gateway(port, device))
+        Path(place.config).write_text(gateway(place["net"].rpartition(":")[2], place["line"]))
         yield place
-    finally:
-        process.terminate()
-        process.communicate(timeout=DEADLINE_S)
 
 
-def gateway(port: int, device: Path) -> str:
+def gateway(port: str, device: str) -> str:
     meter = '[[bus.meter]]\nname = "{}"\nunit = {}\nprofile = "{}"\ninterval = "{}"\n'.format
     return (
         f'{GATEWAY}[[bus]]\nname = "net"\nkind = "modbus-tcp"\nhost = "127.0.0.1"\nport = {port}\n'

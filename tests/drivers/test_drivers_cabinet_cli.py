@@ -7,7 +7,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 from energybid.agent.cli import main, parser
 from energybid.drivers.commands.progress import ProgressLine, left_text
+from simulated import COMMAND, DEADLINE_S, simulated
 
 BUSES = """
 [[bus]]
@@ -50,8 +50,6 @@ log = "log.pem"
 [journal]
 path = "journal.db"
 """
-COMMAND = [sys.executable, "-m", "energybid.agent.cli"]
-DEADLINE_S = 60
 BENCH_MODELS = ["--profile", "eastron-sdm630", "--profile", "carlo-gavazzi-em340"]
 
 
@@ -60,30 +58,8 @@ def buses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Targets of two buses: net, line."""
     folder = tmp_path_factory.mktemp("buses")
     (folder / "bus.toml").write_text(BUSES)
-    with serving(folder, "-c", "bus.toml") as targets:
+    with simulated(folder, "-c", "bus.toml") as targets:
         yield targets
-
-
-class serving:  # noqa: N801  used as a function
-    """``energybid simulate bus`` as a process, and where its buses are."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.folder, self.options = folder, options
-
-    def __enter__(self) -> dict[str, str]:
-        self.process = subprocess.Popen(
-            [*COMMAND, "simulate", "bus", "--json", *self.options], cwd=self.folder, stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout
-        ready = json.loads(self.process.stdout.readline())
-        return {
-            bus["name"]: f"tcp://127.0.0.1:{bus['port']}" if "port" in bus else str(self.folder / bus["device"])
-            for bus in ready["buses"]
-        }
-
-    def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        self.process.communicate(timeout=DEADLINE_S)
 
 
 def scan(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -264,13 +240,13 @@ def test_a_recorded_meter_is_served_and_recorded_again(
     path = Path(out.strip())
     assert (code, path.name) == (0, "eastron-sdm630-modbus-v2_unknown_1.02.toml")
     assert "Replaced by zeros: serial number in holding:64512-64513." in err
-    with serving(tmp_path, "--dump", path.name) as served:
+    with simulated(tmp_path, "--dump", path.name) as served:
         code, again, _ = dump(capsys, served["recorded"], "--unit", "1", *known, "-o", "-", "--firmware", "1.02")
         # What was recorded is recognised as what it was.
         code, out, _ = scan(capsys, served["recorded"], "--units", "1", "--json")
     assert again == path.read_text()
     assert json.loads(out)["meters"][0]["profile"] == "eastron-sdm630"
-    with serving(tmp_path, "--dump", path.name, "--device", "again.tty", "--unit", "7") as served:
+    with simulated(tmp_path, "--dump", path.name, "--device", "again.tty", "--unit", "7") as served:
         code, out, _ = dump(capsys, served["recorded"], "--unit", "7", "-o", str(tmp_path / "found.toml"), "--json")
     facts = json.loads(out)
     assert (code, facts["profile"], facts["file"]) == (0, "eastron-sdm630", str(tmp_path / "found.toml"))
@@ -285,7 +261,7 @@ def test_a_model_that_nobody_knows_needs_a_range(
         'format = 1\nmanufacturer = "A"\nmodel = "B"\nhardware = "1"\nfirmware = "2"\nmax_registers = 9\n'
         'run = [{ table = "input", first = 7000, words = ["07000: 0001 0002"] }]\n[objects]\n0 = "Odd"\n1 = "One"\n'
     )
-    with serving(tmp_path, "--dump", "odd.toml") as served:
+    with simulated(tmp_path, "--dump", "odd.toml") as served:
         code, _, err = dump(capsys, served["recorded"], "--unit", "1")
         assert (code, "add --profile or --range" in err) == (2, True)
         code, out, err = dump(

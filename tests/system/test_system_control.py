@@ -4,12 +4,13 @@ import json
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib.resources import files
 
 from energybid.core.entries import Command, CommandCause, CommandOutcome
 from gateway_site import ENERGYBID, Process, wait_for
 from gateways import entries_in
+from simulated import simulated
 
 WRITABLE = """
 [[writable]]
@@ -115,29 +116,21 @@ def test_what_a_killed_agent_held_is_made_safe_by_the_next(tmp_path):
     (tmp_path / "charger.toml").write_text(profile + WRITABLE)
     (tmp_path / "bus.toml").write_text(BUS)
     subprocess.run([ENERGYBID, "keys", "new", "log.pem"], cwd=tmp_path, check=True, capture_output=True)
-    bus = Process(tmp_path, "bus", "simulate", "bus", "-c", "bus.toml", "--json")
-    running = [bus.process]
-    try:
-        wait_for(lambda: "{" in bus.said(), "the bus is ready", bus)
-        (ready,) = json.loads(bus.said().splitlines()[0])["buses"]
-        (tmp_path / "gateway.toml").write_text(GATEWAY.format(port=ready["port"]))
+    with simulated(tmp_path, "-c", "bus.toml") as targets, ExitStack() as stack:
+        (tmp_path / "gateway.toml").write_text(GATEWAY.format(port=targets["cabinet"].rpartition(":")[2]))
         holder = subprocess.Popen([sys.executable, "-c", HOLDER], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-        running.append(holder)
+        stack.callback(holder.kill)
         assert holder.stdout.readline() == "held\n"
         holder.kill()
         holder.communicate()
         assert holder.returncode == -signal.SIGKILL
         assert limit(tmp_path) == 4200, "what is in the device stays there while nobody is"
         agent = Process(tmp_path, "agent", "run", "-c", "gateway.toml")
-        running.append(agent.process)
+        stack.callback(agent.stop, signal.SIGKILL)
         wait_for(lambda: _polls(tmp_path) > 0, "the agent polls", agent)
         assert limit(tmp_path) == 1000
         assert agent.stop() == 0, agent.said()
         assert "was held when the agent was gone" in agent.said()
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
     done = CommandOutcome.DONE
     assert commands(tmp_path) == [
         ("market", 4200, CommandCause.HELD, done),
