@@ -117,6 +117,18 @@ def test_gaps_are_bridged():
     assert np.isfinite(forecaster.forecast(Day(0)).quantiles).all()
 
 
+def test_a_damaged_state_is_refused():
+    forecaster = Forecaster(SLOTS)
+    forecaster.learn(Day(1), SHAPE)
+    state = json.loads(json.dumps(forecaster.state()))
+    damaged = [{key: value for key, value in state.items() if key != name} for name in state]
+    damaged += [state | {name: None} for name in state if name != "used"]  # a model that is no more may have been
+    damaged += [state | {"models": {"yesterday": {}}}, state | {"days": [[1]]}, state | {"load": "\u00e9"}, {}]
+    for each in damaged:
+        with pytest.raises(ValueError, match=r"format|damaged"):
+            Forecaster.restored(each)
+
+
 def test_nothing_is_said_before_anything_is_known():
     forecaster = Forecaster(SLOTS)
     assert forecaster.forecast(Day(0)) is None

@@ -113,6 +113,17 @@ def test_state_of_another_kind_is_refused(model):
         PriceModel.restored(few)
 
 
+def test_a_damaged_state_is_refused(model):
+    state = model.state()
+    damaged = [{key: value for key, value in state.items() if key != name} for name in state]
+    damaged += [state | {name: None} for name in state]
+    damaged += [state | {"shape": shape} for shape in ({"bins": 0}, {"beans": 1})]
+    damaged += [state | {"levels": state["levels"][1:]}]
+    for each in damaged:
+        with pytest.raises(ValueError, match=r"format|damaged"):
+            PriceModel.restored(each)
+
+
 def test_too_little_history_is_refused():
     with pytest.raises(ValueError, match="a day of prices"):
         PriceModel.learned(np.zeros(10), np.zeros(10), steps_per_day=STEPS, shape=SMALL)

@@ -222,6 +222,13 @@ class Forecaster:
         """
         if state.get("format") != FORMAT:
             raise ValueError(f"the forecast's state has format {state.get('format')}, not {FORMAT}")
+        try:
+            return cls._restored(state)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the forecast's state is damaged: {error!r}") from None
+
+    @classmethod
+    def _restored(cls, state: dict[str, Any]) -> Forecaster:
         made = cls(state["slots"])
         days = tuple(Day(weekday, temperature_c) for weekday, temperature_c in state["days"])
         made._past = Past(unpack(state["load"], (len(days), made._slots)), days)

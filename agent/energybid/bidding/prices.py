@@ -270,15 +270,25 @@ class PriceModel:
         """
         if state.get("format") != FORMAT:
             raise ValueError(f"the price model's state has format {state.get('format')}, not {FORMAT}")
+        try:
+            return cls._restored(state)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the price model's state is damaged: {error!r}") from None
+
+    @classmethod
+    def _restored(cls, state: dict[str, Any]) -> PriceModel:
         shape = Shape(**state["shape"])
         states = shape.bins * shape.slow_bins
         counts = np.zeros(shape.blocks * states * states)
         places = np.frombuffer(b64decode(state["places"], validate=True), dtype="<u4")
         if len(places) and places.max() >= len(counts):
-            raise ValueError("the price model's state counts transitions that it has not")
+            raise ValueError("it counts transitions that it has not")
         counts[places] = np.frombuffer(b64decode(state["counts"], validate=True), dtype="<f4")
         names = ("edges", "slow_edges", "levels", "slow_levels")
         edges, slow_edges, levels, slow_levels = (np.array(state[name], dtype=float) for name in names)
+        sizes = (shape.bins - 1, shape.slow_bins - 1, shape.bins, shape.slow_bins)
+        if tuple(map(len, (edges, slow_edges, levels, slow_levels))) != sizes or state["steps_per_day"] % shape.blocks:
+            raise ValueError("its edges, levels or steps do not fit its shape")
         blocks = counts.reshape(shape.blocks, states, states)
         return cls(shape, state["steps_per_day"], edges, slow_edges, levels, slow_levels, blocks)
 
