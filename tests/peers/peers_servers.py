@@ -5,10 +5,10 @@ import ctypes
 import ctypes.util
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
 from socketserver import TCPServer
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import serial
 from energybid.simulator.bus import AsciiLine, Bus, LineTiming, RtuLine, Station, TcpConnection, UdpSocket
@@ -39,6 +39,10 @@ class Served(NamedTuple):
     """None over UDP."""
 
 
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
 Start = Callable[[Mangle], AbstractAsyncContextManager[Served]]
 
 
@@ -65,37 +69,17 @@ def timing() -> LineTiming:
     return LineTiming.of(BAUDRATE)
 
 
-@asynccontextmanager
-async def ours_tcp(mangle: Mangle) -> AsyncIterator[Served]:
-    bus = our_bus()
-    server, port = await serve_tcp(lambda: TcpConnection(bus), "127.0.0.1", 0)
-    try:
-        async with _network("tcp", port, mangle) as served:
-            yield served
-    finally:
-        server.close()
+def ours_network(serve: Callable[[Bus], Coroutine[Any, Any, tuple[_Closable, int]]], kind: str) -> Start:
+    @asynccontextmanager
+    async def start(mangle: Mangle) -> AsyncIterator[Served]:
+        server, port = await serve(our_bus())
+        try:
+            async with _network(kind, port, mangle) as served:
+                yield served
+        finally:
+            server.close()
 
-
-@asynccontextmanager
-async def ours_rtu_tcp(mangle: Mangle) -> AsyncIterator[Served]:
-    bus = our_bus()
-    server, port = await serve_tcp(lambda: RtuLine(bus, timing()), "127.0.0.1", 0)
-    try:
-        async with _network("rtu-tcp", port, mangle) as served:
-            yield served
-    finally:
-        server.close()
-
-
-@asynccontextmanager
-async def ours_udp(mangle: Mangle) -> AsyncIterator[Served]:
-    bus = our_bus()
-    server, port = await serve_udp(lambda: UdpSocket(bus), "127.0.0.1", 0)
-    try:
-        async with _network("udp", port, mangle) as served:
-            yield served
-    finally:
-        server.close()
+    return start
 
 
 def ours_serial(protocol: type[RtuLine], prefix: str) -> Start:
@@ -317,9 +301,9 @@ async def pymodbustcp(mangle: Mangle) -> AsyncIterator[Served]:
 
 
 SERVERS: dict[str, Start] = {
-    "ours tcp": ours_tcp,
-    "ours udp": ours_udp,
-    "ours rtu-tcp": ours_rtu_tcp,
+    "ours tcp": ours_network(lambda bus: serve_tcp(lambda: TcpConnection(bus), "127.0.0.1", 0), "tcp"),
+    "ours udp": ours_network(lambda bus: serve_udp(lambda: UdpSocket(bus), "127.0.0.1", 0), "udp"),
+    "ours rtu-tcp": ours_network(lambda bus: serve_tcp(lambda: RtuLine(bus, timing()), "127.0.0.1", 0), "rtu-tcp"),
     "ours rtu": ours_serial(RtuLine, ""),
     "ours ascii": ours_serial(AsciiLine, "ascii:"),
     "libmodbus tcp": libmodbus_tcp,
