@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from math import isnan
 from typing import TYPE_CHECKING, NamedTuple
 
 from energybid.drivers.modbus import objects
@@ -60,8 +61,8 @@ class Device:
             return None
         data = struct.pack(f">{len(words)}H", *words)
         raw = int.from_bytes(data, "big")
-        absent = struct.unpack(">f", data)[0] != struct.unpack(">f", data)[0] if kind == "float32" else False
-        return Value(raw, absent or raw == ABSENT[kind])
+        absent = isnan(*struct.unpack(">f", data)) if kind == "float32" else raw == ABSENT[kind]
+        return Value(raw, absent)
 
     def power(self, found: Found, factor: ScaleFactor | None) -> int | None:
         """A scale factor, as a power of ten; None where there is none, or none that can be."""

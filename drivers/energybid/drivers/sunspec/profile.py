@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 from energybid.drivers.sunspec.chain import MARKER
 from energybid.drivers.sunspec.models import (
@@ -56,8 +56,8 @@ FINEST = -6
 FINGERPRINTS_MAX = 16
 GUARD = "header"
 ROLLOVER_DIGITS = 18
-KINDS = {"acc32": 1 << 32}
-"""Where accumulators begin again."""
+ACCUMULATOR = 1 << 32
+"""Where one of 32 bits begins again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ def profile_text(device: Device, choice: Choice = Choice()) -> str:
         *(
             _whole(device)
             if choice.whole
-            else _blocks(device, [*(i.found for i in instances), *(found for found, _ in written)])
+            else _blocks(device, [*(i.found for i in instances), *(w.found for w in written)])
         ),
         "",
         "quantity = [",
@@ -122,7 +122,7 @@ def profile_text(device: Device, choice: Choice = Choice()) -> str:
         *_guards(device, written, {instance.found for instance in instances}),
         *_identification(device, device.chain.models if choice.whole else [i.found for i in instances]),
         *(_fingerprint(device.chain.models[-1].end, None, f"equals = [{END << 16}]", "end") if choice.whole else ()),
-        *_writables(device, written),
+        *(line for w in written for line in _writable(device, w)),
         *SOURCES,
     ]
     return "\n".join(lines) + "\n"
@@ -271,7 +271,7 @@ def _quantities(device: Device, instance: _Instance, *, reverse: bool) -> Iterat
         if point.obis.split(".")[1] == "8":
             parts.append("cumulative = true")
         if point.type == "acc32":
-            rollover = decimal(KINDS["acc32"] * Fraction(10) ** power)
+            rollover = decimal(ACCUMULATOR * Fraction(10) ** power)
             parts.append(f'rollover = "{rollover}"' if len(rollover) < ROLLOVER_DIGITS else "")
             parts.append("not_available = []" if point.core else 'not_available = ["00000000"]')
         yield f"  {{ {', '.join(filter(None, parts))} }},"
@@ -283,39 +283,29 @@ def _factor_name(instance: _Instance, factor: ScaleFactor) -> str:
 
 def _factors(device: Device, instances: list[_Instance]) -> Iterator[str]:
     for instance in instances:
-        yield from _guard(instance.stem, instance.found)
+        yield from _header_guard(instance.stem, instance.found)
         scaled = (point.factor for point in instance.points if _scaled(device, instance, point))
         for factor in dict.fromkeys(scaled):
             if factor is not None:
-                yield from _factor(instance, factor)
+                register = instance.found.first + factor.offset
+                yield from _factor(_factor_name(instance, factor), register, "int16", 'kind = "power-of-ten"')
 
 
-def _guard(stem: str, found: Found) -> list[str]:
+def _header_guard(stem: str, found: Found) -> list[str]:
     """The model's header, read with every poll: after an update of the device another model may stand there."""
-    return [
-        "",
-        "[[factor]]",
-        f'name = "{stem}{GUARD}"',
-        f"register = {found.first}",
-        'type = "uint32"',
-        'kind = "guard"',
-        f"equals = [{_header(found)}]",
-    ]
+    return _guard(stem + GUARD, found.first, "uint32", _header(found))
 
 
 def _header(found: Found) -> int:
     return found.number << 16 | found.length
 
 
-def _factor(instance: _Instance, factor: ScaleFactor) -> list[str]:
-    return [
-        "",
-        "[[factor]]",
-        f'name = "{_factor_name(instance, factor)}"',
-        f"register = {instance.found.first + factor.offset}",
-        'type = "int16"',
-        'kind = "power-of-ten"',
-    ]
+def _guard(name: str, register: int, kind: str, value: int) -> list[str]:
+    return _factor(name, register, kind, 'kind = "guard"', f"equals = [{value}]")
+
+
+def _factor(name: str, register: int, kind: str, *more: str) -> list[str]:
+    return ["", "[[factor]]", f'name = "{name}"', f"register = {register}", f'type = "{kind}"', *more]
 
 
 def _identification(device: Device, models: Sequence[Found]) -> Iterator[str]:
@@ -358,18 +348,24 @@ def _common(device: Device) -> Found | None:
 # ---------------------------------------------------------------- what may be written
 
 
-_Written: TypeAlias = "list[tuple[Found, Control]]"
+class _Written(NamedTuple):
+    """A control that may be written."""
+
+    found: Found
+    control: Control
+    bounds: tuple[Fraction, Fraction]
 
 
-def _written(device: Device) -> _Written:
+def _written(device: Device) -> list[_Written]:
     """Controls of the chain's models, of the newest where two have one of the same name."""
-    found: dict[str, tuple[Found, Control]] = {}
+    kept: dict[str, _Written] = {}
     for model in sorted(device.chain.models, key=lambda model: -model.number):
         for control in MODELS[model.number].controls if model.number in MODELS else ():
             value = device.value(model, control.offset, control.type)
-            if value is not None and not value.absent and _bounds(device, control) is not None:
-                found.setdefault(control.name, (model, control))
-    return list(found.values())
+            bounds = _bounds(device, control)
+            if value is not None and not value.absent and bounds is not None:
+                kept.setdefault(control.name, _Written(model, control, bounds))
+    return list(kept.values())
 
 
 def _stem(device: Device, found: Found) -> str:
@@ -387,15 +383,15 @@ def _fixed(device: Device, found: Found, control: Control) -> tuple[str, int, in
     return name, found.first + control.factor.offset, power
 
 
-def _guards(device: Device, written: _Written, guarded: Collection[Found]) -> Iterator[str]:
+def _guards(device: Device, written: list[_Written], guarded: Collection[Found]) -> Iterator[str]:
     """Headers of models with controls, and their scale factors."""
-    for found in dict.fromkeys(found for found, _ in written):
+    for found in dict.fromkeys(w.found for w in written):
         if found not in guarded:
-            yield from _guard(_stem(device, found), found)
-    for name, register, power in dict.fromkeys(_fixed(device, *pair) or ("", 0, 0) for pair in written):
-        if name:
-            yield from ("", "[[factor]]", f'name = "{name}"', f"register = {register}", 'type = "int16"')
-            yield from ('kind = "guard"', f"equals = [{power}]")
+            yield from _header_guard(_stem(device, found), found)
+    for fixed in dict.fromkeys(_fixed(device, w.found, w.control) for w in written):
+        if fixed:
+            name, register, power = fixed
+            yield from _guard(name, register, "int16", power)
 
 
 def _bounds(device: Device, control: Control) -> tuple[Fraction, Fraction] | None:
@@ -415,15 +411,9 @@ def _rating(device: Device) -> Fraction | None:
     return None
 
 
-def _writables(device: Device, written: _Written) -> Iterator[str]:
-    for found, control in written:
-        bounds = _bounds(device, control)
-        if bounds is not None:
-            yield from _writable(device, found, control, bounds)
-
-
-def _writable(device: Device, found: Found, control: Control, bounds: tuple[Fraction, Fraction]) -> list[str]:
+def _writable(device: Device, written: _Written) -> list[str]:
     """Bounds are taken inwards to whole counts of the register."""
+    found, control, bounds = written
     scale = control.scale * Fraction(10) ** (device.power(found, control.factor) or 0)
     fixed = _fixed(device, found, control)
     guards = [_stem(device, found) + GUARD, *([fixed[0]] if fixed else [])]
@@ -457,7 +447,7 @@ def decimal(value: Fraction) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps("".join(c if c.isprintable() else "?" for c in text), ensure_ascii=False)
+    return json.dumps(_plain(text), ensure_ascii=False)
 
 
 def _plain(text: str) -> str:
