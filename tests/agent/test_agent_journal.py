@@ -7,7 +7,7 @@ from energybid.agent.rows import MIGRATIONS, Acknowledged
 from energybid.agent.verify import verify_journal
 from energybid.core.cose import PrivateKey
 from energybid.core.entries import Epoch, Known, Reading
-from energybid.core.errors import EvidenceError, JournalError
+from energybid.core.errors import EvidenceError, JournalDamagedError, JournalError
 from energybid.core.evidence import Receipt, sign_receipt
 from energybid.core.log import Log
 
@@ -159,6 +159,17 @@ def test_only_acknowledged_history_is_pruned_and_what_stays_can_be_checked(write
     assert report["verified"] is True
     with pytest.raises(EvidenceError, match="not kept"):
         writer.journal.checkpoint(writer.journal.head.epoch, first)
+
+
+@pytest.mark.parametrize("seal", [b"\x01", b"\xff", b"\x82\x40\x01"])
+def test_a_damaged_seal_that_pruning_meets_is_damage(writer, seal):
+    """It may lie before what is checked at a start: any other error would end the agent at each start anew."""
+    for n in range(2 * ANCHOR_EVERY):
+        writer.commit(reading(n), time_ms=n)
+    writer.commit(reading(0), acknowledged=writer.receipt(2 * ANCHOR_EVERY), time_ms=10**6)
+    writer.journal._database.execute("UPDATE segment SET checkpoint = ? WHERE first = 5", (seal,))
+    with pytest.raises(JournalDamagedError, match="segment at 6"):
+        writer.journal.prune(10**9)
 
 
 def test_a_new_epoch_begins_at_zero_and_keeps_the_counter(writer):

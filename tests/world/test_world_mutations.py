@@ -88,7 +88,7 @@ def test_premature_a_receipt_before_the_commit(monkeypatch):
 
 
 def test_shown_a_row_that_grows_whoever_was_given_it(monkeypatch):
-    forget = journal.Journal._end
+    forget = journal.Journal._unsealed
 
     def forgetful(self, key, seal):
         tail = self._tail
@@ -96,7 +96,7 @@ def test_shown_a_row_that_grows_whoever_was_given_it(monkeypatch):
         self._tail = tail
         return found
 
-    monkeypatch.setattr(journal.Journal, "_end", forgetful)
+    monkeypatch.setattr(journal.Journal, "_unsealed", forgetful)
     assert "shown" in violated(0.05, scenario(batch_interval="5 s"))
 
 

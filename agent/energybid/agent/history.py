@@ -6,9 +6,9 @@ What the journal keeps of an epoch is its last segments; the first kept one carr
 from collections.abc import Iterator
 
 from energybid.agent.journal import Journal
-from energybid.agent.rows import SEQUENCE_BITS, SEQUENCE_MAX, EpochRow, Segment, end_of
+from energybid.agent.rows import SEQUENCE_BITS, SEQUENCE_MAX, EpochRow, Segment, end_of, seal_of
 from energybid.agent.rows import split_hashes as split
-from energybid.core import cbor, cose
+from energybid.core import cose
 from energybid.core.entries import Entry
 from energybid.core.errors import EvidenceError
 from energybid.core.evidence import parse_receipt
@@ -76,10 +76,11 @@ class JournalHistory:
         query = "SELECT key, first, checkpoint FROM segment WHERE key > ? AND key <= ? ORDER BY key DESC"
         after: tuple[int, int, int] | None = None
         for key, first, seal in self._run(query, (self._low, self._low | SEQUENCE_MAX)):
-            time_ms = cbor.decode(seal)[_TIME]
+            fields = seal_of(seal)
+            time_ms = fields[_TIME]
             if after:
                 yield Commit(*after[:2], time_ms, after[2])
-            after = first, end_of(key, seal)[0], time_ms
+            after = first, end_of(key, fields), time_ms
         if after:
             yield Commit(*after[:2], None, after[2])
 

@@ -218,8 +218,8 @@ class Journal:
         """(id, size, root) of an epoch as far as it was committed."""
         low = epoch.number << SEQUENCE_BITS
         for key, seal in self._rows(LAST, (low, low | SEQUENCE_MAX)):
-            end, root = self._end(key, seal)
-            return epoch.id, end, root
+            end, fields = self._unsealed(key, seal)
+            return epoch.id, end, fields[0]
         return epoch.id, 0, EMPTY_ROOT
 
     def undelivered(self) -> list[tuple[EpochRow, int, int]]:
@@ -459,27 +459,28 @@ class Journal:
     def _segment(self, key: int, first: int, seal: bytes, method: int, packed: bytes, peaks: bytes | None) -> Segment:
         with self._reported(f"segment at {key & SEQUENCE_MAX}"):
             typed((first, seal, method, packed, peaks or b""), int, bytes, int, bytes, bytes)
-        end, _ = self._end(key, seal)
-        fields = cbor.decode(seal)
+        end, fields = self._unsealed(key, seal)
         root, time_ms, clock, counter, algorithm, kid, signature = fields[: len(SEAL)]
         previous = (fields[-2], fields[-1]) if len(fields) > len(SEAL) else None
         return Segment(
             first, end, root, time_ms, clock, counter, algorithm, kid, signature, method, packed, peaks, previous
         )
 
-    def _end(self, key: int, seal: bytes) -> tuple[int, bytes]:
-        """(sequence after the last entry, root) of a row; who asks for the newest one's keeps it from growing."""
+    def _unsealed(self, key: int, seal: bytes) -> tuple[int, list[Any]]:
+        """(sequence after the last entry, seal) of a row; who asks for the newest one's keeps it from growing."""
         with self._reported(f"segment at {key & SEQUENCE_MAX}"):
-            end, root = end_of(key, seal)
+            fields = seal_of(seal)
+            end = end_of(key, fields)
         if self._tail and self._tail.key == key:
             self._tail = None
-        return end, root
+        return end, fields
 
     def root_at(self, epoch: int, size: int) -> bytes | None:
         """Root of the checkpoint at ``size``; None if no checkpoint of that size is kept."""
         low = epoch << SEQUENCE_BITS
         for key, seal in self._rows(LAST, (low, low | size)):
-            end, root = self._end(key, seal)
+            end, fields = self._unsealed(key, seal)
+            root: bytes = fields[0]
             return root if end == size else None
         return EMPTY_ROOT if size == 0 else None
 
@@ -642,7 +643,9 @@ class Journal:
         for key, seal, anchored in rows:
             if anchored:  # what is kept must begin where a check can begin
                 gone = len(ends)
-            if cbor.decode(seal)[1] >= before_ms:
+            with self._reported(f"segment at {key & SEQUENCE_MAX}"):
+                time_ms = seal_of(seal)[1]
+            if time_ms >= before_ms:
                 break
             ends.append(key)
         if gone:

@@ -121,7 +121,7 @@ class Acknowledged(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """One commit."""
+    """One row: the entries of a commit, or of several when it has grown, with the checkpoint that ends them."""
 
     first: int
     end: int
@@ -187,20 +187,23 @@ def row_of(epoch: EpochRow, segment: Segment) -> tuple[Any, ...]:
     return key, segment.first, seal, segment.method, segment.columns, segment.peaks
 
 
-def end_of(key: int, seal: bytes) -> tuple[int, bytes]:
-    """(sequence after the last entry, root) of a row.
+def end_of(key: int, fields: list[Any]) -> int:
+    """Sequence after the last entry of a row.
+
+    Args:
+        key: The row's.
+        fields: Its seal, see ``seal_of``.
 
     Raises:
-        EvidenceError: The seal is none.
+        EvidenceError: The two do not fit.
     """
-    fields = seal_of(seal)
     end = key & SEQUENCE_MAX
     if len(fields) > len(SEAL):
         reached, previous = fields[-3:-1]
         if not (previous < reached and end <= reached <= SEQUENCE_MAX):
             raise EvidenceError("its checkpoint does not fit its key")
         end = reached
-    return end, fields[0]
+    return end
 
 
 def seal_of(seal: object) -> list[Any]:
