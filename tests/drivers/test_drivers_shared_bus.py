@@ -332,6 +332,50 @@ def test_slow_and_deaf_and_wild_connections_are_closed(tmp_path):
     scene(tmp_path / "j", play)
 
 
+def test_what_came_together_with_what_closed_a_connection_is_not_asked(tmp_path):
+    meter = Register(1)
+    allow = (Allowed(unit=1, table="holding", first=100, count=1),)
+    write = bytes.fromhex("06 0064 0007")
+
+    async def play(port, _line, proxy, _poller):
+        await asyncio.sleep(11)  # polled once: that is known, and there is time for more
+        deaf = port.connect(deaf=True)
+        known, unknown = (mbap_frame(1, 1, bytes.fromhex(text)) for text in ("04 0000 0014", "04 0200 0001"))
+        deaf.send(unknown + 338 * known + mbap_frame(2, 1, write))
+        assert proxy.status()["refused"] == {"unread": 1}
+        await asyncio.sleep(3)
+        assert not meter.asked[1, write]
+
+    plan = replace(PLAN, allow=allow, rate=1000, max_age_s=60.0)
+    scene(tmp_path / "j", play, plan, respond=meter, interval_s=10.0)
+
+
+def test_a_mistake_behind_the_doors_is_not_passed_over_in_silence(tmp_path):
+    class Mistaken:
+        def overhear(self, _listener):
+            pass
+
+        def relay_s(self, *_):
+            raise ZeroDivisionError
+
+    async def main():
+        clock, port = VirtualClock(), Port()
+        platform = replace(virtual_platform(clock), serve_bus=port.serve)
+        async with recording(platform, tmp_path / "j") as recorder:
+            (proxy,) = make_proxies(
+                platform, [PLAN], [BusPoller(platform, recorder, Mistaken(), line_plan(LINE, (1,), TEN))]
+            )
+            running = asyncio.create_task(proxy.run())
+            await proxy.is_open.wait()
+            port.connect().send(mbap_frame(1, 1, bytes.fromhex("04 0000 0001")))
+            with pytest.raises(ExceptionGroup) as caught:
+                await running
+            assert caught.group_contains(ZeroDivisionError)
+            assert port.factory is None, "nobody is let in any more"
+
+    run(main)
+
+
 def test_what_a_master_asked_that_is_gone_is_not_asked(tmp_path):
     async def play(port, line, _proxy, _poller):
         gone = port.connect()

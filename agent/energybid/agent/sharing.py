@@ -61,13 +61,10 @@ class Proxy:
 
     async def run(self) -> None:
         """Let masters in until cancelled."""
-        asking = asyncio.create_task(self.desk.run())
-        try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.desk.run())
             at = self.plan.listen
             await (self._line(at) if isinstance(at, SerialEndpoint) else self._listen(at.host, at.port))
-        finally:
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
 
     async def _listen(self, host: str, port: int) -> None:
         door = TcpDoor(self.desk)

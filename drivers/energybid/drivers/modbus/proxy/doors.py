@@ -110,6 +110,8 @@ class TcpMaster(asyncio.Protocol):
             self.hang_up("flood")
             return
         for event in self._framer.feed(data):
+            if self._transport is None:
+                return  # hung up meanwhile: it does not read its answers
             if isinstance(event, Garbled):
                 self._desk.counts["garbled"] += 1
                 if event.fatal:
