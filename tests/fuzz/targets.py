@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from energybid.agent.config import GatewayFile, _Planner
+from energybid.bidding import baseline_rules
 from energybid.core import cbor, cose, disclosure, entries, evidence
 from energybid.core.errors import ConfigurationError, EvidenceError, GarbledError
 from energybid.core.quantities import Obis
@@ -44,10 +45,12 @@ from energybid.drivers.scan import Found, State
 from energybid.drivers.sunspec.device import read_device
 from energybid.drivers.sunspec.profile import profile_text
 from energybid.drivers.target import parse_target
+from energybid.headend.config import HeadendFile
 from energybid.simulator.config import BusFile
 from energybid.simulator.household import Household
 from energybid.simulator.meters import Meter
 from energybid.simulator.recorded import Recorded
+from energybid.simulator.world.scenario import Scenario
 from energybid.sync import batch, columns, market, topics
 
 ROOT = Path(__file__).parents[2]
@@ -260,6 +263,22 @@ def bus(data: bytes) -> None:
         parse_toml("bus.toml", data, BusFile)
 
 
+def headend(data: bytes) -> None:
+    with suppress(ConfigurationError):
+        parse_toml("headend.toml", data, HeadendFile)
+
+
+def scenario(data: bytes) -> None:
+    with suppress(ConfigurationError):
+        parse_toml("scenario.toml", data, Scenario)
+
+
+def programme(data: bytes) -> None:
+    """A demand-response programme's rules, which travel in the bundles that anybody settles again."""
+    with suppress(ValueError):
+        baseline_rules.parse(data)
+
+
 def dump(data: bytes) -> None:
     with suppress(ConfigurationError):
         read = dump_file.parse("dump.toml", data)
@@ -446,6 +465,26 @@ profile = "eastron-sdm630"
 unit = 2
 interval = "5 s"
 """
+_HEADEND = b"""
+[headend]
+database = "headend.db"
+key = "headend.pem"
+session = "7 d"
+[uplink]
+url = "mqtts://broker.example:8883"
+[[gateway]]
+tenant = "acme"
+id = "gw-7"
+keys = ["log.pub.pem"]
+"""
+_SCENARIO = b"""
+interval = "10 s"
+commit_interval = "10 s"
+batch_interval = "60 s"
+tcp_meters = 6
+serial_meters = 4
+quantities = 6
+"""
 _SCAN = scan_state.encode(
     "tcp://meter",
     State(asked={"9600 8N1": {"read": {1, 2, 3}}}, found=[Found(setting="9600 8N1", unit=3, delay_s=0.03)]),
@@ -474,6 +513,9 @@ TARGETS: dict[str, Target] = {
     "profile": Target(profile, tuple(map(_toml, ("eastron-sdm630", "abb-b23", "schneider-iem3155")))),
     "gateway": Target(gateway, (_GATEWAY,)),
     "bus": Target(bus, (_in_readme("simulator/README.md", 1),)),
+    "headend": Target(headend, (_HEADEND,)),
+    "scenario": Target(scenario, (_SCENARIO,)),
+    "programme": Target(programme, tuple(map(baseline_rules.text_of, baseline_rules.names()))),
     "dump": Target(dump, (dump_file.encode(_DUMP).encode(),)),
     "scan-state": Target(scan_file, (_SCAN.encode(),)),
     "scan-existing": Target(existing_configuration, (_GATEWAY,)),
