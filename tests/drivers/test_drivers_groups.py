@@ -1,11 +1,12 @@
 """Several poll groups of a meter read at once: shared requests, a sample for each."""
 
+import asyncio
 import struct
 from typing import Any
 
 import pytest
 from energybid.core.errors import NoReplyError
-from energybid.core.ports import BusPlan, MeterPlan
+from energybid.core.ports import BusPlan, Driver, MeterPlan, Sample
 from energybid.core.quantities import Status
 from energybid.drivers.modbus.driver import open_driver
 from energybid.drivers.modbus.learned import Learned, Patience, Turnaround
@@ -15,7 +16,7 @@ from energybid.drivers.modbus.unit import Unit
 from energybid.drivers.planner import Cost, serial_cost
 from energybid.drivers.profile import Group, compile_profile, parse_profile
 from energybid.simulator.virtual import run
-from modbus_peers import TCP, Peer, framed, reply
+from modbus_peers import TCP, Peer, framed, played, reply
 
 PROFILE = b"""
 manufacturer = "Test"
@@ -80,7 +81,8 @@ FAR = PROFILE.replace(b"max_registers = 40", b"max_registers = 125").replace(
 
 def test_requests_are_planned_anew_with_the_reply_delay_that_was_measured() -> None:
     def requests(unit: Unit) -> list[list[tuple[int, int]]]:
-        return [[(a.request.first, a.request.count) for a in reading.asked] for reading in unit.readings]
+        readings = [unit.readings[group] for group in range(len(unit.compiled))]
+        return [[(a.request.first, a.request.count) for a in reading.asked] for reading in readings]
 
     plan = bus_plan(FAR, serial_cost(9600)).meters[0]
     unit = Unit(plan, Patience(1.0, 0.1))
@@ -141,6 +143,51 @@ def test_groups_that_are_due_at_once_share_requests() -> None:
         await driver.close()
 
     run(main)
+
+
+def slowly(peer: Peer) -> Peer:
+    """The same answers, each after 10 ms."""
+    at_once = peer.fate
+    peer.fate = lambda frame: [(0.01, data) for _, data in at_once(frame)]
+    return peer
+
+
+def test_what_one_group_learns_while_another_is_polled_moves_no_value_of_that() -> None:
+    async def scene(driver: Driver, _peer: Peer, plan: BusPlan) -> tuple[Sample, Sample]:
+        first = asyncio.create_task(driver.poll(plan.meters[0], 0))
+        await asyncio.sleep(0.025)  # its requests are planned anew while those of the other are under way
+        other = await driver.poll(plan.meters[0], 1)
+        return await first, other
+
+    found = played(bus_plan(), slowly(answering({3}, set())), scene)
+    assert [(sample.values, sample.status) for sample in found] == [((100, 104), None), ((306, 130), None)]
+
+
+def test_registers_that_two_groups_read_over_may_be_tried_again_by_both_at_once() -> None:
+    async def scene(driver: Driver, peer: Peer, plan: BusPlan) -> list[Sample]:
+        meter = plan.meters[0]
+        for still in (True, False):
+            await driver.poll(meter, 0)
+            await driver.poll(meter, 1)
+            await asyncio.sleep(400)
+            peer.fate = slowly(answering({3} if still else set(), set())).fate
+            await asyncio.gather(driver.poll(meter, 0), driver.poll(meter, 1))
+        return list(await asyncio.gather(driver.poll(meter, 0), driver.poll(meter, 1)))
+
+    found = played(bus_plan(), slowly(answering({3}, set())), scene)
+    assert [(sample.values, sample.status) for sample in found] == [((100, 104), None), ((306, 130), None)]
+
+
+def test_a_gap_that_one_group_can_not_read_over_takes_no_value_from_another() -> None:
+    async def scene(driver: Driver, peer: Peer, plan: BusPlan) -> list[Sample]:
+        meter = plan.meters[0]
+        for _ in range(3):
+            samples = [await driver.poll(meter, 0), await driver.poll(meter, 1)]
+            assert [(sample.values, sample.status) for sample in samples] == [((100, 104), None), ((306, 130), None)]
+            await asyncio.sleep(61)
+        assert [span["registers"] for span in driver.shown(meter)["unreadable"]] == ["holding 1"]
+
+    played(bus_plan(), answering({1}, set()), scene)
 
 
 def test_each_group_has_the_statuses_of_its_own_numbers() -> None:

@@ -280,6 +280,24 @@ def test_what_was_learned_is_taken_up_by_the_next_run():
     play(fate, second, profile=meter(TEN))
 
 
+def test_what_no_request_touches_any_more_is_forgotten():
+    fate = Refusing({7})
+
+    async def first(driver, meter, peer):
+        await driver.poll(meter, 0)
+        return driver.learned(meter)
+
+    plain = play(fate, first, profile=meter(TEN))
+
+    async def second(driver, meter, peer):
+        driver.learn(meter, plain)
+        assert driver.shown(meter)["unreadable"] == []
+        await driver.poll(meter, 0)
+        assert [asked(frame) for frame in peer.requests] == [range(4)]
+
+    play(fate, second, profile=meter(TEN), quantities=["q0", "q2"])
+
+
 # ---------------------------------------------------------------- time-outs
 
 LINE = SerialEndpoint(device="/dev/ttyUSB0", baudrate=9600)

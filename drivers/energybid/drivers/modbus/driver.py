@@ -74,7 +74,7 @@ class ModbusDriver:
     """Polls the meters of one bus. Implements ``Driver``."""
 
     def __init__(self, platform: Platform, link: Link, plan: BusPlan) -> None:
-        """Encode every request of every meter once.
+        """Know the meters. Each request is encoded once, when it is first needed.
 
         Args:
             platform: The seams.
@@ -118,7 +118,7 @@ class ModbusDriver:
             if reading.plain:
                 patience.answered(exchange.delay_s)
                 return plain_sample(exchange, reading.order)
-        return await self._make_the_best(unit, group, exchange)
+        return await self._make_the_best(unit, group, exchange, reading.places)
 
     async def write(self, meter: MeterPlan, writable: object, raw: bytes) -> None:
         """Write a number of a meter, before any poll; see ``Driver.write``."""
@@ -287,9 +287,13 @@ class ModbusDriver:
 
     # ------------------------------------------------------------ what is not answered at once
 
-    async def _make_the_best(self, unit: Unit, group: int, exchange: Exchange) -> Sample:
-        """Ask again, look into refusals, try what was refused once; make of it what there is."""
-        places = unit.readings[group].places
+    async def _make_the_best(
+        self, unit: Unit, group: int, exchange: Exchange, places: Sequence[tuple[int, ...]]
+    ) -> Sample:
+        """Ask again, look into refusals, try what was refused once; make of it what there is.
+
+        ``places`` are those of the requests that were asked: a poll of another group may have had all planned anew.
+        """
         await self._ask_again(unit, exchange)
         poll = Poll(exchange, places)
         await self._search(unit, group, poll)
@@ -325,7 +329,7 @@ class ModbusDriver:
             if not search.halves:
                 await self._ask_parts(unit, [search.part], poll)
                 search.outcome = poll.answers[-1][2]
-        unit.refuse([span for search in searches for span in search.verdict(REFUSED)], self._loop.time())
+        unit.refuse([span for search in searches for span in search.verdict(REFUSED, unit.values())], self._loop.time())
 
     async def _retry(self, unit: Unit, group: int, poll: Poll) -> None:
         """Try once more what was refused long ago: at most one request in a poll."""

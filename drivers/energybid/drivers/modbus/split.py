@@ -212,20 +212,30 @@ class Search:
         for half in self.halves:
             yield from half.leaves()
 
-    def verdict(self, refusals: Collection[int]) -> list[Span]:
+    def verdict(self, refusals: Collection[int], values: Collection[Span] = ()) -> list[Span]:
         """What is to blame. Where not all was answered, only what is certain.
 
         Args:
             refusals: The exception codes that say so.
+            values: Registers of all values of the meter, other poll groups' too.
         """
         request = self.part.request
         if not self.halves:
             refused = isinstance(self.outcome, int) and self.outcome in refusals
             return [Span(request.function, request.first, request.count)] if refused else []
         left, right = self.halves
-        found = left.verdict(refusals) + right.verdict(refusals)
+        found = left.verdict(refusals, values) + right.verdict(refusals, values)
         if found or not all(isinstance(leaf.outcome, bytes) for leaf in self.leaves()):
             return found
         # Both halves can be read, but not at once.
         end = left.part.request.first + left.part.request.count
-        return [Span(request.function, end, right.part.request.first - end)]
+        return _gap(planner.Span(request.function, end, right.part.request.first), values)
+
+
+def _gap(span: planner.Span, values: Collection[Span]) -> list[Span]:
+    """What to leave out of a gap that can not be read over: of values of other groups in it nothing is known.
+
+    A border behind it where nothing else is in it.
+    """
+    rest = [Span(part.function, part.first, part.length) for part in _outside(span, values)]
+    return rest or [Span(span.function, span.end, 0)]

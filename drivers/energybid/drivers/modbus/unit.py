@@ -14,10 +14,10 @@ from energybid.drivers.modbus.decode import factor_data
 from energybid.drivers.modbus.exchange import Asked, Exchange, Outcome, Wider
 from energybid.drivers.modbus.learned import NEVER, SAMPLES_MIN, Learned, Patience, Span, Turnaround
 from energybid.drivers.modbus.map import ModbusMap
-from energybid.drivers.modbus.split import Cell, Part, around, cells_of, part_of, parts_of, planned, widened
+from energybid.drivers.modbus.split import Cell, Part, around, cells_of, part_of, parts_of, planned, trial, widened
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from energybid.core.ports import MeterPlan
     from energybid.drivers.planner import Terms
@@ -67,6 +67,18 @@ def _values(part: Part) -> list[tuple[int, Cell]]:
     return [(part.request.function, cell) for cell in cells_of(part)]
 
 
+class _Readings(dict[int, Reading]):
+    """What is asked for each group, made when it is first needed: few sets of groups ever fall due together."""
+
+    def __init__(self, make: Callable[[int], Reading]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, group: int) -> Reading:
+        reading = self[group] = self._make(group)
+        return reading
+
+
 class Unit:
     """One meter."""
 
@@ -101,36 +113,42 @@ class Unit:
         self._fruitless = [0] * len(self.compiled)
         self.retry_at = NEVER
         """Loop time at which refused registers are to be tried again."""
-        self.readings: list[Reading] = []
-        self._plan_requests()
+        self.readings = _Readings(self._reading)
 
-    def _plan_requests(self) -> None:
-        spans = self.learned.refused
-        self.retry_at = min((refusal.retry_at for refusal in spans.values()), default=NEVER)
-        readings = []
-        for parts in self.compiled:
-            # A group that is refused as a whole is asked for as a whole: the answer says so each time.
-            pieces = around(parts, spans, self._terms) or parts
-            reading = Reading(self.plan.unit, pieces, plain=not spans)
-            if self._alone and self._terms is not None:
-                reading.widen(spans, self._terms)
-            readings.append(reading)
-        self.readings = readings
+    def _reading(self, group: int) -> Reading:
+        parts, spans = self.compiled[group], self.learned.refused
+        # A group that is refused as a whole is asked for as a whole: the answer says so each time.
+        pieces = around(parts, spans, self._terms) or parts
+        reading = Reading(self.plan.unit, pieces, plain=not spans)
+        if self._alone and self._terms is not None:
+            reading.widen(spans, self._terms)
+        return reading
+
+    def _plan_anew(self) -> None:
+        self.retry_at = min((refusal.retry_at for refusal in self.learned.refused.values()), default=NEVER)
+        self.readings.clear()
+
+    def values(self) -> set[Span]:
+        """Registers of every value and factor of every group."""
+        parts = (part for parts in self.compiled for part in parts)
+        cells = ((part.request.function, cell) for part in parts for cell in cells_of(part))
+        return {Span(function, cell.first, cell.end - cell.first) for function, cell in cells}
 
     def refuse(self, spans: Iterable[Span], now: float) -> None:
         """Read around these registers from now on."""
         self.learned.refuse(spans, now)
-        self._plan_requests()
+        self._plan_anew()
 
     def allow(self, span: Span) -> None:
-        """Read these registers again."""
-        del self.learned.refused[span]
-        self._plan_requests()
+        """Read these registers again. A poll of another group may have found that out meanwhile."""
+        self.learned.refused.pop(span, None)
+        self._plan_anew()
 
     def put_off(self, span: Span, now: float) -> None:
-        """They are still refused."""
-        self.learned.refused[span].put_off(now)
-        self.retry_at = min(refusal.retry_at for refusal in self.learned.refused.values())
+        """They are still refused, unless a poll of another group knows better by now."""
+        if span in self.learned.refused:
+            self.learned.refused[span].put_off(now)
+            self.retry_at = min(refusal.retry_at for refusal in self.learned.refused.values())
 
     def search_later(self, group: int, now: float) -> None:
         """Nothing of a group can be read."""
@@ -150,7 +168,10 @@ class Unit:
             if cost != self._terms.cost:
                 self._terms = terms = replace(self._terms, cost=cost)
                 self.compiled = [planned(parts, terms) for parts in self.compiled]
-        self._plan_requests()
+        # What no request touches any more, as with other quantities, would never be tried again.
+        asked = [part for parts in self.compiled for part in parts]
+        self.learned.refused = {span: refusal for span, refusal in self.learned.refused.items() if trial(asked, span)}
+        self._plan_anew()
 
 
 class Poll:
