@@ -184,6 +184,13 @@ async def test_nobody_listens() -> None:
         await connect_uplink(settings(port)).__aenter__()
 
 
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_name_that_can_be_no_hosts_is_told(*, tls: bool) -> None:
+    with pytest.raises(UplinkDownError, match=r"broker\.\.example"):
+        async with asyncio.timeout(DEADLINE_S), connect_uplink(settings(1, host="broker..example", tls=tls)):
+            pytest.fail("connected")
+
+
 async def test_a_cancelled_connection_is_not_left_behind() -> None:
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))

@@ -93,7 +93,7 @@ class _Dial:
         threading.Thread(target=self._run, daemon=True, name="mqtt-connect").start()
         try:
             await self._ended
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a name that can be no host's is a ValueError
             raise aiomqtt.MqttError(str(error)) from None
         except asyncio.CancelledError:
             with self._lock:
@@ -105,10 +105,11 @@ class _Dial:
         return self._socket
 
     def _run(self) -> None:
-        made, failed = None, None
+        made: socket.socket | None = None
+        failed: Exception | None = None
         try:
             made = self._made()
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, who waits must hear of it
             failed = error
         with self._lock:
             self._socket = made
@@ -125,7 +126,7 @@ class _Dial:
             plain.close()
             raise
 
-    def _tell(self, failed: OSError | None) -> None:
+    def _tell(self, failed: Exception | None) -> None:
         if self._ended.done():
             return
         if failed is None:
