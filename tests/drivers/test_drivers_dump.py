@@ -15,6 +15,7 @@ from energybid.drivers.dump import (
     answer,
     mask,
     merge,
+    parse_span,
     profile_spans,
     serial_spans,
     sunspec_serial,
@@ -103,6 +104,20 @@ def test_an_identification_that_is_none_costs_nothing_else() -> None:
     dump = record(scripted(3, respond), Span(INPUT, 1, 3))
     assert [run.span for run in dump.runs] == [Span(INPUT, 1, 3)]
     assert (dump.objects, dump.objects_refused) == ({0: "Hi"}, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "span"),
+    [
+        ("holding:0-999", Span(HOLDING, 0, 1000)),
+        ("input:00342", Span(INPUT, 342, 343)),
+        ("holding:0x5000-0X5007", Span(HOLDING, 0x5000, 0x5008)),
+        ("input:65535", Span(INPUT, 65535, 65536)),
+    ],
+)
+def test_registers_as_people_write_them(text: str, span: Span) -> None:
+    assert parse_span(text) == span
+    assert parse_span(str(span)) == span
 
 
 def test_a_table_that_the_meter_does_not_have_costs_one_request() -> None:

@@ -9,10 +9,8 @@ from pydantic import AfterValidator, Field, model_validator
 from energybid.agent.buses import device_name
 from energybid.core.ports import BusPlan, SerialEndpoint
 from energybid.core.settings import Duration, Settings
-from energybid.drivers.modbus.map import ModbusMap
+from energybid.drivers.modbus.map import ADDRESSES, ModbusMap
 from energybid.drivers.modbus.proxy.plan import HERE, Allowed, Listen, ProxyPlan
-
-ADDRESSES = 65_536
 
 
 def _network(value: str) -> str:

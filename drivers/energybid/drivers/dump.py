@@ -8,6 +8,7 @@ whatever was asked while it was made is answered or refused again, so that a dum
 from __future__ import annotations
 
 import asyncio
+import re
 import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from energybid.core.errors import GarbledError, NoReplyError
 from energybid.drivers.modbus import objects
 from energybid.drivers.modbus.exchange import READ_OVERHEAD
-from energybid.drivers.modbus.map import HOLDING, INPUT, REGISTERS_MAX
+from energybid.drivers.modbus.map import ADDRESSES, HOLDING, REGISTERS_MAX, TABLES
 from energybid.drivers.profile import FUNCTION_OF
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from energybid.drivers.probe import Prober
     from energybid.drivers.profile import LoadedProfile
 
-TABLES = {HOLDING: "holding", INPUT: "input"}
 ILLEGAL_FUNCTION, ILLEGAL_ADDRESS, ILLEGAL_VALUE = 1, 2, 3
 """Exceptions (Modbus Application Protocol V1.1b3 §7)."""
 SILENCE = 0
@@ -39,7 +39,8 @@ SILENT_SPAN = 8
 BUSY = frozenset({5, 6, 10, 11})
 """Exceptions that say nothing about the registers: ask again."""
 BUSY_PAUSE_S = 0.2
-ADDRESSES = 65_536
+CAUTIOUS = 40
+"""Registers in one read where nobody knows how many the meter allows."""
 SERIAL_NUMBER = "serial number"
 SUNSPEC_COMMON = b"SunS\x00\x01"
 COMMON_SERIAL_AT, COMMON_SERIAL_COUNT = 52, 16
@@ -56,8 +57,27 @@ class Span(NamedTuple):
     """Behind the last one."""
 
     def __str__(self) -> str:
-        """As ``--range`` takes it."""
+        """As ``parse_span`` takes it."""
         return f"{TABLES[self.function]}:{self.first}-{self.end - 1}"
+
+
+_ADDRESS = r"(0[xX][0-9a-fA-F]{1,4}|\d{1,5})"
+_SPAN = re.compile(rf"(holding|input):{_ADDRESS}(?:-{_ADDRESS})?", re.ASCII)
+
+
+def parse_span(text: str) -> Span:
+    """Registers as people write them: holding:0-999, input:342, holding:0x5000-0x5007.
+
+    Raises:
+        ValueError: They are not so written, or there are none such.
+    """
+    match = _SPAN.fullmatch(text)
+    if match is None:
+        raise ValueError(f"write holding:0-999, input:342 or holding:0x5000-0x5007 (found {text!r})")
+    first, last = (int(part, 16 if part[:2] in {"0x", "0X"} else 10) for part in (match[2], match[3] or match[2]))
+    if not first <= last < ADDRESSES:
+        raise ValueError(f"registers are 0 to {ADDRESSES - 1}, the lower first (found {text!r})")
+    return Span(FUNCTION_OF[match[1]], first, last + 1)
 
 
 class Run(NamedTuple):

@@ -13,8 +13,8 @@ from pydantic import AfterValidator, Field
 
 from energybid.core.errors import ConfigurationError
 from energybid.core.settings import Settings, parse_toml
-from energybid.drivers.dump import ADDRESSES, TABLES, Dump, Refused, Run, Span
-from energybid.drivers.modbus.map import REGISTERS_MAX
+from energybid.drivers.dump import Dump, Refused, Run, Span
+from energybid.drivers.modbus.map import ADDRESSES, REGISTERS_MAX, TABLES
 from energybid.drivers.profile import FUNCTION_OF
 
 FORMAT = 1

@@ -19,8 +19,8 @@ from energybid.core.errors import GarbledError
 from energybid.drivers.modbus import objects
 from energybid.drivers.modbus.decode import in_order
 from energybid.drivers.modbus.exchange import READ_OVERHEAD
-from energybid.drivers.modbus.map import HOLDING, TYPES
-from energybid.drivers.profile import compile_profile
+from energybid.drivers.modbus.map import HOLDING, TABLES, TYPES
+from energybid.drivers.profile import FUNCTION_OF, compile_profile
 from energybid.drivers.sunspec.device import walk
 from energybid.drivers.sunspec.models import COMMON, COMMON_TEXTS, HEADER
 
@@ -370,7 +370,7 @@ def _candidate(loaded: LoadedProfile, points: int, reasons: list[str], *, certai
 
 
 def _place(function: int, first: int) -> str:
-    return f"{'holding' if function == HOLDING else 'input'} {first}"
+    return f"{TABLES[function]} {first}"
 
 
 async def _serial_number(examiner: Examiner, identity: Identity, profiles: Iterable[LoadedProfile]) -> str | None:
@@ -381,7 +381,7 @@ async def _serial_number(examiner: Examiner, identity: Identity, profiles: Itera
     if place is None:
         return identity.sunspec.get("serial-number")
     try:
-        data = await examiner.read(HOLDING if place.table == "holding" else HOLDING + 1, place.register_, place.count)
+        data = await examiner.read(FUNCTION_OF[place.table], place.register_, place.count)
     except Unanswered:
         return None
     return None if data is None else serial_text(place, data)

@@ -6,11 +6,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from energybid.core.quantities import Obis
-from energybid.drivers.modbus.map import FLOATS, TYPES, Writable
+from energybid.drivers.modbus.map import ADDRESSES, FLOATS, TABLES, TYPES, Writable
 from energybid.drivers.planner import Span
-from energybid.drivers.profile_file import ADDRESSES, FingerprintSettings, Number, Profile
+from energybid.drivers.profile_file import FingerprintSettings, Number, Profile
 from energybid.drivers.profile_registers import (
-    FUNCTION_OF,
     Register,
     block_span,
     length,
@@ -53,9 +52,8 @@ class _Place(NamedTuple):
     type: str
 
     def __str__(self) -> str:
-        table = next(name for name, function in FUNCTION_OF.items() if function == self.function)
         last = self.end - 1
-        return f"{table} register {self.first}" + (f" to {last}" if last > self.first else "")
+        return f"{TABLES[self.function]} register {self.first}" + (f" to {last}" if last > self.first else "")
 
 
 def _block_faults(profile: Profile) -> Iterator[str]:

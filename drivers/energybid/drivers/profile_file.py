@@ -13,9 +13,7 @@ from pydantic import AfterValidator, Field
 from energybid.core.entries import VALUES_MAX
 from energybid.core.quantities import UNITS, Obis
 from energybid.core.settings import Duration, Settings
-from energybid.drivers.modbus.map import REGISTERS_MAX
-
-ADDRESSES = 65_536
+from energybid.drivers.modbus.map import ADDRESSES, REGISTERS_MAX
 
 _DECIMAL = re.compile(r"-?\d{1,18}(\.\d{1,18})?")
 

@@ -12,7 +12,7 @@ from math import isfinite
 from energybid.core.ports import Counter
 from energybid.core.quantities import MANTISSA_MAX, Obis, Quantity
 from energybid.drivers.modbus.decode import in_order, swapped
-from energybid.drivers.modbus.map import FLOATS, HOLDING, INPUT, TYPES, Factor, Writable
+from energybid.drivers.modbus.map import FLOATS, TABLES, TYPES, Factor, Writable
 from energybid.drivers.planner import Span
 from energybid.drivers.profile_file import (
     Block,
@@ -23,7 +23,7 @@ from energybid.drivers.profile_file import (
     QuantitySettings,
 )
 
-FUNCTION_OF = {"holding": HOLDING, "input": INPUT}
+FUNCTION_OF = {table: function for function, table in TABLES.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

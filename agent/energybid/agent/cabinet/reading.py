@@ -16,7 +16,7 @@ from energybid.core.quantities import Status
 from energybid.drivers.modbus.decode import decoder, factor_data, scaled_decoder
 from energybid.drivers.modbus.driver import BUSY, BUSY_PAUSE_S, UNREACHED
 from energybid.drivers.modbus.exchange import READ_OVERHEAD, Failure, Outcome
-from energybid.drivers.modbus.map import HOLDING, TYPES, ModbusMap, Request
+from energybid.drivers.modbus.map import TABLES, TYPES, ModbusMap, Request
 from energybid.drivers.modbus.split import Part, cells_of, part_of, parts_of
 from energybid.drivers.modbus.unit import REFUSED, SPLIT
 
@@ -104,14 +104,9 @@ class RawRun(NamedTuple):
     outcome: Outcome
 
 
-def table_text(function: int) -> str:
-    """The table's name."""
-    return "holding" if function == HOLDING else "input"
-
-
 def span_text(function: int, first: int, count: int) -> str:
     """Registers, for people: ``input 0-79``."""
-    return f"{table_text(function)} {first}" + (f"-{first + count - 1}" if count > 1 else "")
+    return f"{TABLES[function]} {first}" + (f"-{first + count - 1}" if count > 1 else "")
 
 
 class Reader:

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from struct import unpack
 from typing import TYPE_CHECKING, Any
 
-from energybid.agent.cabinet.reading import FAILURES, SILENCE, span_text, table_text
+from energybid.agent.cabinet.reading import FAILURES, SILENCE, span_text
 from energybid.core.quantities import Status, decimal_text
 from energybid.drivers.live import value_text
 from energybid.drivers.modbus.decode import in_order
 from energybid.drivers.modbus.exchange import Failure
-from energybid.drivers.modbus.map import TYPES
+from energybid.drivers.modbus.map import TABLES, TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -106,7 +106,7 @@ def value_facts(value: Value) -> dict[str, Any]:
         "unit": quantity.unit,
         "status": Status(value.status).name.lower(),
         "exception": value.exception,
-        "table": table_text(value.register.function),
+        "table": TABLES[value.register.function],
         "register": value.register.first,
         "type": value.register.type,
         "raw": None if value.raw is None else value.raw.hex(" ", 2).split(),
@@ -148,12 +148,12 @@ def number_text(value: float) -> str:
 def run_rows(run: RawRun, kind: str | None, *, little: bool, swap: bool) -> list[dict[str, Any]]:
     """A run's registers one by one, or number by number where a type is given."""
     if not isinstance(run.outcome, bytes):
-        return [{"table": table_text(run.function), "register": run.first, "count": run.length, "error": _why(run)}]
+        return [{"table": TABLES[run.function], "register": run.first, "count": run.length, "error": _why(run)}]
     size = TYPES[kind].registers if kind else 1
     rows = []
     for at in range(0, run.length, size):
         raw = run.outcome[2 * at : 2 * (at + size)]
-        row: dict[str, Any] = {"table": table_text(run.function), "register": run.first + at, "count": size}
+        row: dict[str, Any] = {"table": TABLES[run.function], "register": run.first + at, "count": size}
         row["raw"] = raw.hex(" ", 2).split()
         if len(raw) < 2 * size:
             row |= {"count": len(raw) // 2, "error": "cut off"}

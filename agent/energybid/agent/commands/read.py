@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import json
-import re
 import sys
 from typing import Any
 
@@ -13,10 +12,10 @@ from energybid.agent.cabinet.table import asked_facts, delays_text, look_facts, 
 from energybid.core import exit_codes
 from energybid.core.errors import ConfigurationError, MeterError
 from energybid.drivers.commands.system import platform
+from energybid.drivers.dump import CAUTIOUS, Span, parse_span
 from energybid.drivers.modbus.map import REGISTERS_MAX, TYPES
 from energybid.drivers.modbus.unit import REFUSED
 from energybid.drivers.probe import Prober
-from energybid.drivers.profile import FUNCTION_OF
 
 HELP = "read one meter once: all quantities, raw registers beside the values"
 EXAMPLES = f"""\
@@ -31,10 +30,6 @@ examples:
 A serial port has room for one program: stop the agent first, or see what it reads with energybid status.
 Exit code 1: the meter did not answer, or not all of it.
 {TARGETS}"""
-CAUTIOUS = 40
-"""Registers in one request where nobody knows how many the meter allows."""
-ADDRESSES = 65_536
-_SPAN = re.compile(r"(holding|input):(0[xX][0-9a-fA-F]{1,4}|\d{1,5})(?:-(0[xX][0-9a-fA-F]{1,4}|\d{1,5}))?", re.ASCII)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,15 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def _span(text: str) -> tuple[int, int, int]:
-    match = _SPAN.fullmatch(text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"write holding:0-9, input:342 or holding:0x5000-0x5007 (found {text!r})")
-    first = int(match[2], 0) if "x" in match[2].lower() else int(match[2])
-    last = first if match[3] is None else int(match[3], 0) if "x" in match[3].lower() else int(match[3])
-    if not first <= last < ADDRESSES:
-        raise argparse.ArgumentTypeError(f"registers are 0 to {ADDRESSES - 1}, the lower first (found {text!r})")
-    return FUNCTION_OF[match[1]], first, last + 1
+def _span(text: str) -> Span:
+    try:
+        return parse_span(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(arguments: argparse.Namespace) -> int:

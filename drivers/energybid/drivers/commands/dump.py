@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -12,12 +11,13 @@ from energybid.core.errors import ConfigurationError, MeterError
 from energybid.drivers.commands.progress import ProgressLine
 from energybid.drivers.commands.system import platform, replace_file, terminal_width
 from energybid.drivers.dump import (
-    ADDRESSES,
+    CAUTIOUS,
     Dump,
     Explorer,
     Span,
     mask,
     merge,
+    parse_span,
     profile_spans,
     serial_spans,
     sunspec_serial,
@@ -27,7 +27,7 @@ from energybid.drivers.identify import Examiner, identify
 from energybid.drivers.modbus.map import REGISTERS_MAX
 from energybid.drivers.modbus.objects import PRODUCT, REVISION, VENDOR
 from energybid.drivers.probe import WIRES, Prober
-from energybid.drivers.profile import FUNCTION_OF, LoadedProfile, list_profiles, load_profile
+from energybid.drivers.profile import LoadedProfile, list_profiles, load_profile
 from energybid.drivers.target import FORMS, BusTarget, add_tls_arguments, parse_target, tls_of
 
 HELP = "record all registers of a meter in a file that the simulator serves again"
@@ -46,10 +46,7 @@ minutes at 9600 baud.
 targets: {FORMS}
 """
 STDOUT = "-"
-CAUTIOUS = 40
-"""Registers in one read where nobody knows how many the meter allows."""
 TIMEOUT_S = 1.0
-_RANGE = re.compile(r"(holding|input):(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,14 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _range(text: str) -> Span:
-    match = _RANGE.fullmatch(text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"write holding:0-999 or input:342 (found {text!r})")
-    first = int(match[2])
-    last = first if match[3] is None else int(match[3])
-    if not first <= last < ADDRESSES:
-        raise argparse.ArgumentTypeError(f"registers are 0 to {ADDRESSES - 1}, the lower first (found {text!r})")
-    return Span(FUNCTION_OF[match[1]], first, last + 1)
+    try:
+        return parse_span(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(arguments: argparse.Namespace) -> int:

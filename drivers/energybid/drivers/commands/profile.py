@@ -16,11 +16,10 @@ from energybid.core import exit_codes
 from energybid.core.errors import ConfigurationError
 from energybid.core.settings import Duration
 from energybid.drivers.commands import profile_sunspec
-from energybid.drivers.modbus.map import REGISTERS_MAX
+from energybid.drivers.modbus.map import REGISTERS_MAX, TABLES
 from energybid.drivers.plan_picture import legend, picture, style
 from energybid.drivers.planner import REPLY_DELAY_S, ROUND_TRIP_S, Cost, Span, serial_cost, tcp_cost
 from energybid.drivers.profile import (
-    FUNCTION_OF,
     LoadedProfile,
     Register,
     list_profiles,
@@ -46,7 +45,6 @@ examples:
 
 WIDTH = 80
 _DURATION = TypeAdapter[float](Duration)
-_TABLES = {function: table for table, function in FUNCTION_OF.items()}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -163,7 +161,7 @@ def _row(register: Register) -> dict[str, object]:
         "unit": register.quantity.unit,
         "resolution": decimal(Fraction(10) ** register.quantity.exponent),
         "cumulative": register.quantity.cumulative,
-        "table": _TABLES[register.function],
+        "table": TABLES[register.function],
         "register": register.first,
         "type": register.type,
         "order": orders,
@@ -185,7 +183,7 @@ def _shown(loaded: LoadedProfile) -> dict[str, object]:
         "parities": profile.parities,
         "timeout_s": profile.timeout_s,
         "quantities": [_row(register) for register in loaded.registers],
-        "factors": [{"name": f.name, "table": _TABLES[f.function], "register": f.first} for f in loaded.factors],
+        "factors": [{"name": f.name, "table": TABLES[f.function], "register": f.first} for f in loaded.factors],
         "writables": [{"name": w.name, "register": w.first, "unit": w.unit} for w in loaded.writables],
         "sources": [source.model_dump(exclude_none=True) for source in profile.source],
     }
@@ -209,7 +207,7 @@ def _sheet(loaded: LoadedProfile) -> list[str]:
         lines.append(f"{register.name:25} {quantity.obis!s:13} {step:10} {place:13} {register.type:7} {scale}")
     for factor in loaded.factors:
         kind = "guard" if factor.equals else "factor, 10 to the power" if factor.power_of_ten else "factor"
-        place = f"{_TABLES[factor.function]} {factor.first}"
+        place = f"{TABLES[factor.function]} {factor.first}"
         lines.append(f"{factor.name:25} {kind:24} {place:13} {factor.type:7} {decimal(factor.scale)}")
     for writable in loaded.writables:
         bounds = f"{decimal(writable.minimum)} to {decimal(writable.maximum)} {writable.unit}"
@@ -273,7 +271,7 @@ def _facts(
         "quantities": len(chosen),
         "requests": [
             {
-                "table": _TABLES[request.function],
+                "table": TABLES[request.function],
                 "first": request.first,
                 "count": request.length,
                 "wanted": _wanted(spans, request),
@@ -298,7 +296,7 @@ def _drawing(
         own = list(group)
         here = [span for span in readable(loaded.profile) if span.function == function]
         there = [span for span in spans if span.function == function]
-        lines += ["", f"{_TABLES[function]} registers", *picture(there, here, own, look, first=number + 1)]
+        lines += ["", f"{TABLES[function]} registers", *picture(there, here, own, look, first=number + 1)]
         number += len(own)
     lines += ["", legend(look), "", "request  table    registers        wanted  read over       time"]
     for number, request in enumerate(requests, 1):
@@ -306,7 +304,7 @@ def _drawing(
         wanted = _wanted(spans, request)
         time = f"{_ms(cost, [request]):.1f} ms"
         lines.append(
-            f"{number:7}  {_TABLES[request.function]:7}  {extent:15} {wanted:7} {request.length - wanted:10} {time:>10}"
+            f"{number:7}  {TABLES[request.function]:7}  {extent:15} {wanted:7} {request.length - wanted:10} {time:>10}"
         )
     registers = sum(request.length for request in requests)
     lines.append(

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 HOLDING, INPUT = 3, 4
 """Function codes that read registers (Modbus Application Protocol V1.1b3 §6.3, §6.4)."""
+TABLES = {HOLDING: "holding", INPUT: "input"}
+"""What they read, as profiles and commands call it."""
+ADDRESSES = 65_536
+"""Registers of a table (§4.3)."""
 
 REGISTERS_MAX = 125
 """Most registers in one read (§6.3)."""

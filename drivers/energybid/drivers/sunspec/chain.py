@@ -7,6 +7,7 @@ only grow, so there are no loops, and the number of models is bounded.
 import struct
 from typing import NamedTuple
 
+from energybid.drivers.modbus.map import ADDRESSES
 from energybid.drivers.sunspec.models import END, HEADER
 
 BASES = 40_000, 50_000, 0
@@ -14,7 +15,6 @@ BASES = 40_000, 50_000, 0
 MARKER = b"SunS"
 MARKER_REGISTERS = 2
 MODELS_MAX = 64
-ADDRESSES = 65_536
 
 
 class Found(NamedTuple):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from energybid.drivers.modbus.map import ADDRESSES, HOLDING, INPUT
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -19,13 +21,12 @@ BUSY = 6
 NO_PATH, NO_REPLY = 0x0A, 0x0B
 """Gateway path unavailable; gateway target device failed to respond."""
 
-COILS, DISCRETES, HOLDING, INPUT = 1, 2, 3, 4
+COILS, DISCRETES = 1, 2
 WRITE_COIL, WRITE_REGISTER, WRITE_COILS, WRITE_REGISTERS = 5, 6, 15, 16
 REGISTERS = frozenset({HOLDING, INPUT})
 TABLES = {WRITE_COIL: "coil", WRITE_COILS: "coil", WRITE_REGISTER: "holding", WRITE_REGISTERS: "holding"}
 """Function that writes → what it writes."""
 _MOST = {COILS: 2000, DISCRETES: 2000, HOLDING: 125, INPUT: 125, WRITE_COILS: 1968, WRITE_REGISTERS: 123}
-_ADDRESSES = 65_536
 _SINGLE = 5
 """Length of every request but those that write several."""
 _DATA_AT = 6
@@ -55,7 +56,7 @@ def wanted(pdu: bytes) -> Wanted | int:
         return ILLEGAL_VALUE
     if function == WRITE_COIL and number not in {0, 0xFF00}:
         return ILLEGAL_VALUE
-    return Wanted(function, first, count) if first + count <= _ADDRESSES else ILLEGAL_ADDRESS
+    return Wanted(function, first, count) if first + count <= ADDRESSES else ILLEGAL_ADDRESS
 
 
 def _length(function: int, count: int) -> int:
