@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from energybid.agent.cabinet.places import Place, mindful_of_the_agent
 from energybid.agent.cabinet.reading import Asked, Look, Reader, Value
-from energybid.agent.cabinet.sight import Energy, sight_of
+from energybid.agent.cabinet.sight import Energy, sight_of, steps
 from energybid.agent.cabinet.table import look_lines
 from energybid.agent.cabinet.watching import LATEST, Statistics, changed, plain_line, screen
 from energybid.agent.cabinet.writing import bounds_text, plain, value_text
@@ -316,6 +316,16 @@ def test_counted_and_integrated_energy() -> None:
     assert sight_of("m", course).energy == Energy(
         period_s=3.0, counted_wh=5.0, integrated_wh=3.5, step_wh=1.0, doubt_wh=2.5
     )
+
+
+def test_a_tariffs_counter_says_nothing_of_the_steps_of_the_whole() -> None:
+    tariff = (
+        b'{ name = "night", obis = "1-0:1.8.2", register = 5, unit = "Wh", cumulative = true, resolution = "1000" },'
+    )
+    assert COUNTING.count(b"quantity = [") == 1
+    loaded = parse_profile("t3", COUNTING.replace(b"quantity = [", b"quantity = [" + tariff), source="t3.toml")
+    values = tuple(Value(register, bytes(2), 1, 0) for register in reversed(loaded.registers))
+    assert steps(Look(0, 0.0, values, ()))[1, 8] == 1.0
 
 
 # ---------------------------------------------------------------- writing

@@ -12,9 +12,9 @@ from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from energybid.agent.cabinet.reading import Look
+    from energybid.agent.cabinet.reading import Look, Value
 
 PHASES = 3
 PHASE_STEP = 20
@@ -87,24 +87,29 @@ class Sight:
         return abs(said or 0.0)
 
 
+def _electrical(look: Look) -> Iterator[tuple[tuple[int, int], Value]]:
+    """The values of electricity that are of no tariff, by (C, D)."""
+    for value in look.values:
+        a, _, c, d, e, _ = value.register.quantity.obis.code
+        if a == ELECTRICITY and e == 0:
+            yield (c, d), value
+
+
 def moment(look: Look) -> Moment:
     """A look's numbers in plain units."""
-    numbers: Numbers = {}
-    for value in look.values:
-        quantity = value.register.quantity
-        a, _, c, d, e, _ = quantity.obis.code
-        if a == ELECTRICITY and e == 0 and value.mantissa is not None:
-            numbers[c, d] = float(value.mantissa) * 10.0**quantity.exponent
-    return Moment(look.mono_s, numbers)
+    return Moment(
+        look.mono_s,
+        {
+            place: float(value.mantissa) * 10.0**value.register.quantity.exponent
+            for place, value in _electrical(look)
+            if value.mantissa is not None
+        },
+    )
 
 
-def steps(look: Look) -> dict[tuple[int, int], float]:
+def steps(look: Look) -> Numbers:
     """The least that each number changes by, in plain units."""
-    found = {}
-    for value in look.values:
-        _, _, c, d, _, _ = value.register.quantity.obis.code
-        found[c, d] = 10.0**value.register.quantity.exponent
-    return found
+    return {place: 10.0**value.register.quantity.exponent for place, value in _electrical(look)}
 
 
 def sight_of(name: str, looks: Sequence[Look]) -> Sight:
@@ -149,7 +154,7 @@ def _signed(moments: Sequence[Moment], both: int, imported: int, exported: int) 
     return a, b, c
 
 
-def _energy(moments: Sequence[Moment], step: dict[tuple[int, int], float]) -> Energy | None:
+def _energy(moments: Sequence[Moment], step: Numbers) -> Energy | None:
     """Counted and integrated energy between the first and the last moment; None where the meter tells too little."""
     known = [m for m in moments if (1, TOTAL) in m.numbers and (16, NOW) in m.numbers]
     if len(known) < 2:  # noqa: PLR2004  a difference
