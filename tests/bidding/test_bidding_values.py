@@ -1,15 +1,20 @@
 """Value functions against enumeration."""
 
 from itertools import product
+from random import Random
 
 import numpy as np
 import pytest
-from energybid.bidding.assets_stores import GRID, Battery, EvCharger, Thermal
+from energybid.bidding.assets import Now
+from energybid.bidding.assets_stores import GRID, GRID_K, Battery, EvCharger, Thermal
 from energybid.bidding.horizon import Outlook, Stage
-from energybid.bidding.values import NEVER, Mode, _Way, values
+from energybid.bidding.response import Response
+from energybid.bidding.values import NEVER, Mode, _Way, liked_w, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_sites import draw_asset, draw_outlook
 
+WIDE_W = 1_000_000
 PRICES = st.lists(st.integers(-6, 6).map(float), min_size=1, max_size=6)
 
 
@@ -110,6 +115,29 @@ def heated(heat: Thermal, prices, powers, step_h):
         outside = max(0.0, heat.low_c - temperature, temperature - heat.high_c)
         total -= (price * power_w + heat.discomfort_price * 1e6 * outside) * step_h
     return total
+
+
+@pytest.mark.parametrize("kind", ["battery", "car", "heat"])
+def test_the_hull_moves_no_price_and_no_power_while_no_limit_binds(kind):
+    """What is best on the value function itself, of all whole watts at which something changes, is what is bid."""
+    for seed in range(20):
+        random = Random(seed)
+        store, outlook = draw_asset(kind, random, 8, 0.5), draw_outlook(random, 8, 0.5)
+        worth = values(store, outlook)[0][0]
+        response = Response([store.offer(Now(0, 0.5, worth, knots=GRID_K))], base_w=0, least_w=-WIDE_W, most_w=WIDE_W)
+        keep, shift = store.drift(0, 0.5)
+        modes, rest = store.modes(0, 0.5), keep * store.state + shift
+
+        def gain(power_w, price, at=(modes, rest, store.grid(), worth)):
+            ways, still, grid, after = at
+            fits = [mode for mode in ways if mode.low_w <= power_w <= mode.high_w]
+            costs = [(price + m.cost) * power_w * 0.5 - np.interp(still + m.gain * power_w, grid, after) for m in fits]
+            return -min(costs)
+
+        for price in (*range(-150, 400, 25), *(round(random.uniform(-50, 250), 2) for _ in range(10))):
+            best_w = liked_w(modes, store.grid(), worth, rest, price, 0.5)
+            bid_w = response.curve(tick=0.01).net_w(round(price * 100))
+            assert gain(bid_w, price) == pytest.approx(gain(best_w, price), rel=1e-9, abs=1e-3), (seed, price)
 
 
 @given(st.floats(19.0, 23.0), st.lists(st.integers(-50, 200), min_size=6, max_size=6))

@@ -106,7 +106,7 @@ class Curve:
         """Ticks times watts under the limits from the floor to a power; beyond the curve its first or last limit."""
         left, area = net_w - self.floor_w, Fraction(0)
         for at, step in enumerate(self.steps):
-            taken = left if left < 0 or at == len(self.steps) - 1 else min(left, Fraction(step.power_w))
+            taken = left if at == len(self.steps) - 1 else min(left, Fraction(step.power_w))
             area += taken * step.ticks
             left -= taken
         return area

@@ -254,7 +254,7 @@ def reaches(modes: tuple[Mode, ...], grid: Array, worth: Array, rest: float, kno
         powers = np.unique(np.concatenate(([low_w], inner, [high_w])))
         states = rest + mode.gain * powers
         worths = np.interp(states, grid, worth) - idle
-        kept = _thin(powers, worths, _hull(powers, worths), knots)
+        kept = _hull(powers, worths, knots)
         columns = (tuple(float(v) for v in column[kept]) for column in (states, worths))
         result.append(Reach(mode, tuple(int(power) for power in powers[kept]), *columns))
     return result
@@ -292,33 +292,20 @@ def _whole_powers(mode: Mode, rest: float) -> tuple[int, int]:
     return ceil(low), floor(high)
 
 
-def _hull(x: Array, y: Array) -> list[int]:
-    """Places of the upper concave hull."""
-    xs, ys = x.tolist(), y.tolist()
-    hull: list[int] = []
-    for k, (xk, yk) in enumerate(zip(xs, ys, strict=True)):
-        while len(hull) > 1:
-            i, j = hull[-2:]
-            if (ys[j] - ys[i]) * (xk - xs[i]) > (yk - ys[i]) * (xs[j] - xs[i]):
-                break
-            hull.pop()
-        hull.append(k)
-    return hull
-
-
-def _thin(x: Array, y: Array, hull: list[int], knots: int) -> list[int]:
-    """The ends of a hull, and of what is between them the knots farthest above the line of those chosen so far."""
-    places = np.array(hull)
-    xs, ys = x[places], y[places]
+def _hull(xs: Array, ys: Array, knots: int) -> list[int]:
+    """Places of the corners of the upper concave hull: its ends, then always the point farthest above the line of those
+    chosen so far, which is a corner (quickhull), until what is left matters too little or there are ``knots``.
+    """
+    last = len(xs) - 1
     least = KNOTS_FLOOR * max(1.0, float(np.abs(ys).max()))
-    chosen = [0, len(hull) - 1] if len(hull) > 1 else [0]
-    spans = [_farthest(xs, ys, 0, len(hull) - 1)]
+    chosen = [0, last] if last else [0]
+    spans = [_farthest(xs, ys, 0, last)]
     while len(chosen) < knots and (span := max(spans, default=(0.0, 0, 0, 0)))[0] > least:
         spans.remove(span)
         _, low, middle, high = span
         chosen.append(middle)
         spans += [_farthest(xs, ys, low, middle), _farthest(xs, ys, middle, high)]
-    return [hull[k] for k in sorted(chosen)]
+    return sorted(chosen)
 
 
 def _farthest(xs: Array, ys: Array, low: int, high: int) -> tuple[float, int, int, int]:
