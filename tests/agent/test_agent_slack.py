@@ -82,6 +82,47 @@ def test_a_probe_waits_for_slack_that_it_fits_into(tmp_path):
     assert sum(name == "dead" for _, name in driver.calls) > 8
 
 
+@pytest.mark.parametrize("held_up", [False, True])
+def test_a_meter_whose_other_group_answers_is_polled_again_and_probed_when_it_dies_again(tmp_path, held_up):
+    """The poll that answers began before the meter was thought dead; its probe waits for its time, or for room."""
+    alive, slow = [False], [True]
+    asked = []
+
+    def answer(_name, probe):
+        asked.append((asyncio.get_running_loop().time(), probe))
+        if not alive[0]:
+            raise NoReplyError("nothing")
+        return 1
+
+    async def during(_clock, poller: BusPoller):
+        quick, room = poller.driver.poll, asyncio.Event()
+        room.set()
+
+        async def poll_slowly(meter, group, **options):
+            if group and slow:
+                slow.clear()
+                await asyncio.sleep(30)
+                alive[0] = True
+            return await quick(meter, group, **options)
+
+        poller.driver.poll, poller._recorder.room = poll_slowly, room.wait
+        await asyncio.sleep(20)
+        if held_up:
+            room.clear()
+        await asyncio.sleep(25)
+        assert poller.meters[0].state is MeterState.OK
+        room.set()
+        await asyncio.sleep(60)
+        alive[0] = False
+
+    groups = tuple(PollGroup(interval_s=interval_s, quantities=(VOLTAGE,)) for interval_s in (8, 5))
+    plan = bus(replace(meter("m"), groups=groups))
+    poller, _, _ = poll(tmp_path / "j", plan, answer, 900, during=during, concurrency=2)
+    assert sum(46 < at < 104 for at, _ in asked) >= 58 // 8 + 58 // 5
+    assert poller.meters[0].state is MeterState.DEAD
+    assert sum(probe and at > 110 for at, probe in asked) > 3
+
+
 def test_of_a_dead_meters_groups_one_is_probed_and_all_come_back(tmp_path):
     dead = [True]
     asked = Counter()

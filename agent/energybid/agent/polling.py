@@ -204,8 +204,9 @@ class BusPoller:
         while True:
             async with self._idle:
                 jobs = self._with_others(await self._next())
+            probes = jobs[0].probes  # now: another poll may change what is thought of the meter while this one waits
             await self._recorder.room()
-            if jobs[0].probes:
+            if probes:
                 await self._probe(jobs[0])
             else:
                 self._polling += 1
@@ -395,8 +396,12 @@ class BusPoller:
         meter.failures = 0
         meter.error = ""
         meter.state = MeterState.OK
+        # Its probe still waits where another poll answers that began before the meter was thought dead.
+        probes = [job for job in self._probes if job.meter is meter]
+        self._probes = [job for job in self._probes if job.meter is not meter]
+        heapq.heapify(self._probes)
         parked, meter.parked = meter.parked, []
-        for job in parked:
+        for job in (*probes, *parked):
             self._schedule(job, self._platform.now_ns(), job.interval_ns)
             self._push(job)
 
