@@ -5,8 +5,9 @@ from random import Random
 
 import apsw
 import pytest
+from energybid.agent.growing import ANCHOR_EVERY, GROW_BYTES, GROW_ENTRIES, Newest
 from energybid.agent.history import journal_histories
-from energybid.agent.journal import ANCHOR_EVERY, GROW_BYTES, GROW_ENTRIES, Journal
+from energybid.agent.journal import Journal
 from energybid.agent.quarantine import rescue
 from energybid.agent.rows import Acknowledged, Segment, row_of
 from energybid.agent.upload import build_batch
@@ -32,7 +33,7 @@ class Growing(Writer):
 
     def open(self):
         super().open()
-        self.journal._fold = True
+        self.journal._newest = Newest(fold=True)
 
 
 @pytest.fixture

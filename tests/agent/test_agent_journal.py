@@ -2,7 +2,8 @@
 
 import apsw
 import pytest
-from energybid.agent.journal import ANCHOR_EVERY, Commit, Journal
+from energybid.agent.growing import ANCHOR_EVERY, Commit
+from energybid.agent.journal import Journal
 from energybid.agent.rows import MIGRATIONS, Acknowledged
 from energybid.agent.verify import verify_journal
 from energybid.core.cose import PrivateKey

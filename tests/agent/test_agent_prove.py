@@ -8,8 +8,9 @@ import pytest
 from energybid.agent import cli
 from energybid.agent.commands import prove
 from energybid.agent.explain import explain, words
+from energybid.agent.growing import ANCHOR_EVERY, Commit, Newest
 from energybid.agent.history import journal_histories
-from energybid.agent.journal import ANCHOR_EVERY, Commit, Journal
+from energybid.agent.journal import Journal
 from energybid.agent.moments import moment_ms, moment_text
 from energybid.agent.rows import Acknowledged
 from energybid.core.cose import ES256, PrivateKey
@@ -216,7 +217,7 @@ def test_two_checkpoints(site, capsys):
 def test_a_checkpoint_that_a_stranger_was_shown_counts_though_the_row_has_grown_over_it(site, capsys):
     """The agent can not know what another process has shown; the shown file itself holds what is signed."""
     site.begin(b"n" * 16)
-    site.journal._fold = True
+    site.journal._newest = Newest(fold=True)
     site.read(3, sent=False)
     made, checked = proven(capsys, "--meter", "main")
     assert (made["receipt"], checked["verified"]) == (False, True)

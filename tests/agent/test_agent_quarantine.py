@@ -10,7 +10,8 @@ from pathlib import Path
 import apsw
 import pytest
 from energybid.agent import quarantine
-from energybid.agent.journal import Commit, Journal
+from energybid.agent.growing import Commit
+from energybid.agent.journal import Journal
 from energybid.agent.opening import open_journal, open_recorder
 from energybid.agent.quarantine import QUARANTINES_MAX, quarantines, rescue
 from energybid.agent.rows import MIGRATIONS, Acknowledged, Contradiction, Succession, walk

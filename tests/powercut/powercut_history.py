@@ -9,7 +9,8 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from energybid.agent.journal import Commit, Journal
+from energybid.agent.growing import Commit
+from energybid.agent.journal import Journal
 from energybid.agent.rows import Acknowledged
 from energybid.core.cose import PrivateKey
 from energybid.core.entries import Epoch, Reading

@@ -3,7 +3,7 @@
 import types
 from contextlib import contextmanager
 
-from energybid.agent import journal, process, recorder, upload
+from energybid.agent import growing, journal, process, recorder, upload
 from energybid.agent.judgement import Judge
 from energybid.agent.polling import BusPoller
 from energybid.core import log
@@ -45,7 +45,7 @@ def test_gap_an_entry_that_the_journal_forgets(monkeypatch):
     def forgetful(entries, **rest):
         return watch.columns.encode(entries[:-1] if len(entries) > 2 else entries, **rest)
 
-    monkeypatch.setattr(journal, "columns", types.SimpleNamespace(**vars(journal.columns) | {"encode": forgetful}))
+    monkeypatch.setattr(growing, "columns", types.SimpleNamespace(**vars(growing.columns) | {"encode": forgetful}))
     assert "gap" in violated(0.01, scenario())
 
 
@@ -88,15 +88,7 @@ def test_premature_a_receipt_before_the_commit(monkeypatch):
 
 
 def test_shown_a_row_that_grows_whoever_was_given_it(monkeypatch):
-    forget = journal.Journal._unsealed
-
-    def forgetful(self, key, seal):
-        tail = self._tail
-        found = forget(self, key, seal)
-        self._tail = tail
-        return found
-
-    monkeypatch.setattr(journal.Journal, "_unsealed", forgetful)
+    monkeypatch.setattr(growing.Newest, "shown", lambda *_: None)
     assert "shown" in violated(0.05, scenario(batch_interval="5 s"))
 
 

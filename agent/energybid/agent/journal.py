@@ -7,9 +7,7 @@ The committed end of the log is the last segment: its root is signed, its counte
 rebuilt at start from the last *anchor*, a segment that carries the frontier before it. Nothing here knows the clock or
 a thread; callers run it through ``Platform.offload``, one call at a time.
 
-The newest row grows (docs/decisions/015): while it fits its page, holds readings alone and nobody has been shown its
-checkpoint, the next commit's readings are added to it, and its checkpoint gives way to the new one. Entries stay what
-and where they are. Whoever is given a segment, or a root, of the newest row keeps it: the next commit begins another.
+The newest row may grow with the next commit (growing.py), for as long as nobody has been shown its checkpoint.
 
 Opening checks the stored entries against the signed roots, at least from the last anchor on. What is wrong is told
 apart by what is to be done: a ``JournalDamagedError`` where the file holds something else than what was committed
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import apsw
 
 from energybid.agent.budget import FRAME, Usage
+from energybid.agent.growing import ANCHOR_EVERY, INSERT, Newest
 from energybid.agent.rows import (
     MIGRATIONS,
     ROLLED_BACK,
@@ -39,25 +38,20 @@ from energybid.agent.rows import (
     end_of,
     row_of,
     seal_of,
-    sealed,
     typed,
     walk,
 )
 from energybid.core import cbor
-from energybid.core.entries import Reading
 from energybid.core.errors import EvidenceError, JournalDamagedError, JournalError, JournalStalledError
 from energybid.core.evidence import Checkpoint, SignedCheckpoint
 from energybid.core.tree import EMPTY_ROOT, Frontier
-from energybid.sync import columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from energybid.core.entries import Entry
+    from energybid.agent.growing import Commit
     from energybid.core.ports import Database
 
-ANCHOR_EVERY = 32
-"""Every so many segments (by checkpoint counter) carry the frontier: a check can begin there, pruning ends there."""
 CHECK_AT_OPEN = 65_536
 """Most entries checked at start; ``energybid verify`` checks all."""
 PRUNE_AT_ONCE = 4 * ANCHOR_EVERY
@@ -65,22 +59,14 @@ PRUNE_AT_ONCE = 4 * ANCHOR_EVERY
 
 WAL_PAGES = 1000
 """SQLite's own measure for folding the write-ahead log into the file."""
-ROW_BYTES = 250
-"""What a segment takes beside its columns, about."""
 MEMORY_KEYS, MEMORY_BYTES = 1024, 256 * 1024
 """What ``remember`` keeps at most, in all; beyond that, what was remembered the longest time ago is forgotten."""
 MEMORY_KEY_CHARACTERS, MEMORY_VALUE_BYTES = 200, 4096
-GROW_BYTES = 440
-"""A row grows up to so many bytes of seal, columns and peaks: with SQLite's own it still fits a page of 512, alone."""
-GROW_ENTRIES = 128
-"""And up to so many entries: each commit packs them all again."""
 _DAMAGED_IO = {apsw.SQLITE_IOERR_SHORT_READ, apsw.SQLITE_IOERR_CORRUPTFS, apsw.SQLITE_IOERR_DATA}
 
 ROWS = "SELECT key, first, checkpoint, method, columns, peaks FROM segment"
 LAST = "SELECT key, checkpoint FROM segment WHERE key > ? AND key <= ? ORDER BY key DESC LIMIT 1"
 ACKNOWLEDGE = "INSERT OR REPLACE INTO acknowledged VALUES (1, ?, ?, ?)"
-INSERT = "INSERT INTO segment VALUES (?, ?, ?, ?, ?, ?)"
-GROW = "UPDATE segment SET checkpoint = ?, method = ?, columns = ? WHERE key = ?"
 FORGET = """
 DELETE FROM memory WHERE number IN (
     SELECT number FROM (
@@ -96,40 +82,6 @@ class Head(NamedTuple):
     epoch: EpochRow
     frontier: Frontier
     counter: int
-
-
-class Commit(NamedTuple):
-    """What one transaction stores."""
-
-    entries: Sequence[Entry]
-    checkpoint: SignedCheckpoint
-    before: tuple[bytes, ...]
-    """Peaks of the frontier before the first entry."""
-    after: tuple[bytes, ...]
-    """Peaks after the last entry."""
-    acknowledged: Acknowledged | None
-    """To be stored with it, if it changed."""
-
-
-class _Tail(NamedTuple):
-    """The newest row, while it may grow."""
-
-    key: int
-    first: int
-    entries: list[Entry]
-    size: int
-    """Bytes of columns."""
-    peaks: int
-    """Bytes of peaks."""
-
-
-class _Written(NamedTuple):
-    """What a commit does to the table."""
-
-    grown: int
-    """Bytes."""
-    tail: _Tail | None
-    statement: tuple[str, tuple[Any, ...]]
 
 
 class Journal:
@@ -157,9 +109,7 @@ class Journal:
         self.grown = 0
         """Bytes of segments stored since the usage was measured."""
         self._database = database
-        self._memory = columns.Memory()
-        self._fold = fold
-        self._tail: _Tail | None = None
+        self._newest = Newest(fold=fold)
         try:
             with self._reported():
                 self._prepare(wal_pages, migrate=check)
@@ -299,7 +249,7 @@ class Journal:
             why = (number, succession.kind, succession.reason, succession.time_ms, previous, counter)
             statements.append(("INSERT INTO succession VALUES (?, ?, ?, ?, ?, ?)", why))
         self._transaction(statements)
-        self._tail = None
+        self._newest.forget()
         self._head = Head(EpochRow(number, id_, origin, secret), Frontier(), counter)
         return self._head
 
@@ -331,47 +281,14 @@ class Journal:
         first = checkpoint.size - len(commit.entries)
         if first != self._head.frontier.size:
             raise ValueError(f"commit begins at {first}, the journal ends at {self._head.frontier.size}")
-        written = self._grown(commit) or self._begun(commit, first)
+        written = self._newest.row_of(self._head.epoch.number, commit)
         statements = [written.statement]
         if commit.acknowledged:
             statements.append((ACKNOWLEDGE, tuple(commit.acknowledged)))
         self._transaction(statements)
         self.grown += written.grown
-        self._tail = written.tail
+        self._newest.took(written)
         self._head = Head(self._head.epoch, Frontier(checkpoint.size, commit.after), checkpoint.counter)
-
-    def _begun(self, commit: Commit, first: int) -> _Written:
-        """A commit as a row of its own."""
-        checkpoint = commit.checkpoint.checkpoint
-        key = self._key(checkpoint.size)
-        anchored = first == 0 or checkpoint.counter % ANCHOR_EVERY == 0
-        peaks = b"".join(commit.before) if anchored else None
-        seal = cbor.encode(sealed(commit.checkpoint))
-        method, packed = columns.pack(columns.encode(commit.entries, memory=self._memory))
-        row = key, first, seal, method, packed, peaks
-        tail = _Tail(key, first, list(commit.entries), len(packed), len(peaks or b""))
-        size = len(seal) + len(packed) + tail.peaks
-        may_grow = self._fold and 2 * size <= GROW_BYTES + len(seal) and _readings_alone(commit)
-        return _Written(len(packed) + ROW_BYTES, tail if may_grow else None, (INSERT, row))
-
-    def _grown(self, commit: Commit) -> _Written | None:
-        """A commit as what the newest row becomes; None where it must not or can not grow."""
-        tail, checkpoint = self._tail, commit.checkpoint.checkpoint
-        if tail is None or checkpoint.counter % ANCHOR_EVERY == 0 or not _readings_alone(commit):
-            return None
-        entries = [*tail.entries, *commit.entries]
-        if len(entries) > GROW_ENTRIES:
-            return None
-        previous = checkpoint.previous_size, checkpoint.previous_root
-        seal = cbor.encode((*sealed(commit.checkpoint), checkpoint.size, *previous))
-        method, packed = columns.pack(columns.encode(entries, memory=self._memory))
-        if len(seal) + len(packed) + tail.peaks > GROW_BYTES:
-            return None
-        larger = tail._replace(entries=entries, size=len(packed))
-        return _Written(max(0, len(packed) - tail.size), larger, (GROW, (seal, method, packed, tail.key)))
-
-    def _key(self, size: int) -> int:
-        return self._head.epoch.number << SEQUENCE_BITS | size if self._head else 0
 
     def adopt(self, epoch: EpochRow, mark: Acknowledged | None) -> None:
         """Take over an epoch that was salvaged from another journal; its segments follow."""
@@ -385,7 +302,7 @@ class Journal:
 
     def reread(self) -> None:
         """Rebuild the head after ``adopt``."""
-        self._tail = None
+        self._newest.forget()
         with self._reported():
             self._head = self._read_head()
 
@@ -471,8 +388,7 @@ class Journal:
         with self._reported(f"segment at {key & SEQUENCE_MAX}"):
             fields = seal_of(seal)
             end = end_of(key, fields)
-        if self._tail and self._tail.key == key:
-            self._tail = None
+        self._newest.shown(key)
         return end, fields
 
     def root_at(self, epoch: int, size: int) -> bytes | None:
@@ -656,11 +572,6 @@ class Journal:
         """Close the file; idempotent. A disk that refuses now has what was committed in its write-ahead log."""
         with suppress(apsw.Error):
             self._database.close()
-
-
-def _readings_alone(commit: Commit) -> bool:
-    """Whether a commit may share a row: what moves the clock stays between the checkpoints around it."""
-    return all(isinstance(entry, Reading) for entry in commit.entries)
 
 
 def judged(error: Exception) -> type[JournalError]:

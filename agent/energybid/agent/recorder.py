@@ -13,7 +13,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from energybid.agent.budget import Stage
-from energybid.agent.journal import Commit, Journal
+from energybid.agent.growing import Commit
+from energybid.agent.journal import Journal
 from energybid.agent.rows import Acknowledged, Contradiction, EpochRow
 from energybid.agent.space import Limits, Space
 from energybid.core.cose import Signer
