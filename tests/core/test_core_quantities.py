@@ -1,9 +1,10 @@
 """Quantities: OBIS codes, units and exponents, decimal text."""
 
 from decimal import Decimal
+from fractions import Fraction
 
 import pytest
-from energybid.core.quantities import UNITS, Obis, Quantity, decimal_text
+from energybid.core.quantities import DIGITS_MAX, UNITS, Obis, Quantity, decimal_text, exact_decimal, fraction_text
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,3 +78,17 @@ def test_decimal_text_is_exact(mantissa: int, exponent: int) -> None:
 )
 def test_decimal_text_examples(mantissa: int, exponent: int, text: str) -> None:
     assert decimal_text(mantissa, exponent) == text
+
+
+@given(st.integers(-(10**30), 10**30), st.integers(0, DIGITS_MAX))
+def test_the_text_of_a_decimal_number_is_that_number_again(mantissa: int, digits: int) -> None:
+    value = Fraction(mantissa, 10**digits)
+    assert Fraction(fraction_text(value)) == value
+    assert exact_decimal(value, digits) is not None
+
+
+def test_numbers_that_do_not_end_have_no_text() -> None:
+    assert exact_decimal(Fraction(1, 8), 2) is None
+    for value in (Fraction(1, 3), Fraction(1, 10 ** (DIGITS_MAX + 1))):
+        with pytest.raises(ValueError, match="no decimal number"):
+            fraction_text(value)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from energybid.agent.cli import main
-from energybid.drivers.commands.profile import decimal
+from energybid.core.quantities import fraction_text
 from energybid.drivers.modbus.map import HOLDING
 from energybid.drivers.plan_picture import picture, style
 from energybid.drivers.planner import Span
@@ -194,7 +194,7 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str], arguments: list[str
 
 def test_decimals_are_exact() -> None:
     for text in ("0.1", "-0.000000000000000001", "1000", "-2.5", "0"):
-        assert decimal(Fraction(text)) == text
+        assert fraction_text(Fraction(text)) == text
 
 
 def test_the_only_values_of_what_may_be_written_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

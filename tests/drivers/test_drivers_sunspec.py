@@ -14,7 +14,7 @@ import sunspec2.modbus.client as peer
 from energybid.agent.cli import main
 from energybid.core.errors import ConfigurationError, NoReplyError
 from energybid.core.ports import Counter
-from energybid.core.quantities import Status, decimal_text
+from energybid.core.quantities import Status, decimal_text, fraction_text
 from energybid.drivers.identify import Identity
 from energybid.drivers.modbus.decode import group_decoder
 from energybid.drivers.probe import Prober
@@ -25,7 +25,7 @@ from energybid.drivers.sunspec.chain import BASES, MODELS_MAX, Chain, Found, Wal
 from energybid.drivers.sunspec.device import Device, read_device, walk
 from energybid.drivers.sunspec.found import make_profiles
 from energybid.drivers.sunspec.models import ABSENT, COMMON, COMMON_TEXTS, HEADER, METER, MODELS, TYPES, size
-from energybid.drivers.sunspec.profile import Choice, decimal, profile_text
+from energybid.drivers.sunspec.profile import Choice, profile_text
 from energybid.drivers.sunspec.reader import TRIES, Reader
 from energybid.drivers.sunspec.standard import load_standard, standard_device
 from energybid.drivers.target import parse_target
@@ -403,7 +403,7 @@ def test_a_device_without_quantities() -> None:
 
 
 def test_decimal_texts() -> None:
-    assert [decimal(Fraction(text)) for text in ("0.001", "-100", "12.5")] == ["0.001", "-100", "12.5"]
+    assert [fraction_text(Fraction(text)) for text in ("0.001", "-100", "12.5")] == ["0.001", "-100", "12.5"]
     assert set(TYPES) == set(ABSENT)
     assert standard_device([203]).chain.models[1] == Found(203, 40_070, 105)
     assert MODELS[203].kind == METER

@@ -27,7 +27,7 @@ from energybid.core.errors import (
     MeterError,
     RefusedError,
 )
-from energybid.core.quantities import decimal_text
+from energybid.core.quantities import DIGITS_MAX, decimal_text, exact_decimal
 from energybid.drivers.modbus.decode import decode_writable, encode_writable
 from energybid.drivers.modbus.map import ModbusMap
 
@@ -50,7 +50,6 @@ RETRY_MIN_S, RETRY_MAX_S = 1.0, 60.0
 """Between attempts to write, while nobody waits for the outcome."""
 STOP_S = 2.0
 """At a stop, how long making everything safe may take; what is left over is done at the next start."""
-EXPONENT_MIN = -18
 MANTISSA_BITS = 63
 
 
@@ -462,10 +461,9 @@ def _outcome_of(error: MeterError) -> int:
 
 def decimal(value: Fraction) -> tuple[int, int]:
     """Mantissa and exponent of a number: exact with the fewest digits behind the point, or rounded to what fits."""
-    for exponent in range(0, EXPONENT_MIN - 1, -1):
-        scaled = value * 10**-exponent
-        if scaled.denominator == 1:
-            break
+    found = exact_decimal(value)
+    exponent = -DIGITS_MAX if found is None else found[1]
+    scaled = value * 10**-exponent
     while abs(round(scaled)) >> MANTISSA_BITS:
         exponent += 1
         scaled /= 10

@@ -6,6 +6,7 @@ A value is an integer count of 10^exponent units: 59.9 A at exponent -1 is 599. 
 import re
 from dataclasses import dataclass
 from enum import IntEnum
+from fractions import Fraction
 
 _OBIS = re.compile(r"(\d{1,3})-(\d{1,3}):(\d{1,3})\.(\d{1,3})\.(\d{1,3})(?:\*(\d{1,3}))?", re.ASCII)
 
@@ -15,6 +16,8 @@ UNITS = frozenset({"Wh", "varh", "VAh", "W", "var", "VA", "V", "A", "Hz", "1", "
 """Units a quantity may have (IEC 62056-6-2 table 4 names; "1" is a bare number such as a power factor)."""
 
 MANTISSA_MIN, MANTISSA_MAX = -(2**63), 2**63 - 1
+DIGITS_MAX = 18
+"""Most digits behind the point of a number in a profile or an entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +67,8 @@ class Quantity:
         """Refuse what the declaration could not carry."""
         if self.unit not in UNITS:
             raise ValueError(f"unit {self.unit!r} is not one of {', '.join(sorted(UNITS))}")
-        if not -18 <= self.exponent <= 18:  # noqa: PLR2004
-            raise ValueError(f"exponent {self.exponent} is not within -18 to 18")
+        if not -DIGITS_MAX <= self.exponent <= DIGITS_MAX:
+            raise ValueError(f"exponent {self.exponent} is not within -{DIGITS_MAX} to {DIGITS_MAX}")
 
 
 class Status(IntEnum):
@@ -104,3 +107,29 @@ def decimal_text(mantissa: int, exponent: int) -> str:
         return str(mantissa * 10**exponent)
     digits = str(abs(mantissa)).rjust(1 - exponent, "0")
     return ("-" if mantissa < 0 else "") + digits[:exponent] + "." + digits[exponent:]
+
+
+def exact_decimal(value: Fraction, digits: int = DIGITS_MAX) -> tuple[int, int] | None:
+    """Mantissa and exponent of a number, with as few digits behind the point as it takes; None where more are needed.
+
+    Args:
+        value: The number.
+        digits: Most digits behind the point.
+    """
+    for exponent in range(0, -digits - 1, -1):
+        scaled = value * 10**-exponent
+        if scaled.denominator == 1:
+            return scaled.numerator, exponent
+    return None
+
+
+def fraction_text(value: Fraction) -> str:
+    """Exact decimal text of a number: 5/2 → "2.5".
+
+    Raises:
+        ValueError: It has none of ``DIGITS_MAX`` digits behind the point.
+    """
+    found = exact_decimal(value)
+    if found is None:
+        raise ValueError(f"{value} is no decimal number of {DIGITS_MAX} digits behind the point")
+    return decimal_text(*found)

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from energybid.core.errors import ConfigurationError
-from energybid.core.quantities import decimal_text
+from energybid.core.quantities import decimal_text, exact_decimal
 from energybid.drivers.modbus.decode import decode_writable, encode_writable
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _DECIMAL = re.compile(r"[+-]?\d{1,18}(\.\d{1,18})?", re.ASCII)
 FLOAT_DIGITS = 15
+"""A number with more behind the point is a float that is no short decimal number, or has no end."""
 
 
 class Change(NamedTuple):
@@ -68,18 +69,8 @@ def bounds_text(writable: Writable) -> str:
 
 def plain(value: Fraction) -> str:
     """A number as people write it; exact where it has an end."""
-    denominator = value.denominator
-    for prime in (2, 5):
-        while denominator % prime == 0:
-            denominator //= prime
-    if denominator != 1:
-        return f"{float(value):.7g}"
-    digits = 0
-    while (value * 10**digits).denominator != 1:
-        digits += 1
-    if digits > FLOAT_DIGITS:  # a float that is no short decimal number
-        return f"{float(value):.7g}"
-    return decimal_text(int(value * 10**digits), -digits)
+    found = exact_decimal(value, FLOAT_DIGITS)
+    return decimal_text(*found) if found else f"{float(value):.7g}"
 
 
 def value_text(writable: Writable, raw: bytes) -> str:

@@ -10,11 +10,10 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import groupby
 
-from pydantic import TypeAdapter, ValidationError
-
 from energybid.core import exit_codes
 from energybid.core.errors import ConfigurationError
-from energybid.core.settings import Duration
+from energybid.core.quantities import fraction_text
+from energybid.core.settings import parse_duration
 from energybid.drivers.commands import profile_sunspec
 from energybid.drivers.modbus.map import REGISTERS_MAX, TABLES
 from energybid.drivers.plan_picture import legend, picture, style
@@ -44,7 +43,6 @@ examples:
 """
 
 WIDTH = 80
-_DURATION = TypeAdapter[float](Duration)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,9 +82,9 @@ def _registers(text: str) -> int:
 
 def _duration(text: str) -> float:
     try:
-        return _DURATION.validate_python(text)
-    except ValidationError as error:
-        raise argparse.ArgumentTypeError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -143,29 +141,19 @@ def _check(names: Sequence[str], *, as_json: bool) -> int:
 # ---------------------------------------------------------------- show
 
 
-def decimal(value: Fraction) -> str:
-    """An exact decimal text; the number has one."""
-    digits = 0
-    while value.denominator != 1 and digits < 18:  # noqa: PLR2004  as many as a profile may have
-        value, digits = value * 10, digits + 1
-    text = str(abs(value.numerator)).rjust(digits + 1, "0")
-    sign = "-" if value < 0 else ""
-    return sign + (f"{text[:-digits]}.{text[-digits:]}" if digits else text)
-
-
 def _row(register: Register) -> dict[str, object]:
     orders = ["words little-endian"] * register.little + ["bytes little-endian"] * register.swapped
     return {
         "name": register.name,
         "obis": str(register.quantity.obis),
         "unit": register.quantity.unit,
-        "resolution": decimal(Fraction(10) ** register.quantity.exponent),
+        "resolution": fraction_text(Fraction(10) ** register.quantity.exponent),
         "cumulative": register.quantity.cumulative,
         "table": TABLES[register.function],
         "register": register.first,
         "type": register.type,
         "order": orders,
-        "scale": decimal(register.scale),
+        "scale": fraction_text(register.scale),
         "scale_by": [factor.name for factor in register.factors],
     }
 
@@ -201,18 +189,18 @@ def _sheet(loaded: LoadedProfile) -> list[str]:
     ]
     for register in loaded.registers:
         row, quantity = _row(register), register.quantity
-        scale = " × ".join([decimal(register.scale), *(factor.name for factor in register.factors)])
+        scale = " × ".join([fraction_text(register.scale), *(factor.name for factor in register.factors)])
         step = f"{row['resolution']} {quantity.unit}"
         place = f"{row['table']} {register.first}"
         lines.append(f"{register.name:25} {quantity.obis!s:13} {step:10} {place:13} {register.type:7} {scale}")
     for factor in loaded.factors:
         kind = "guard" if factor.equals else "factor, 10 to the power" if factor.power_of_ten else "factor"
         place = f"{TABLES[factor.function]} {factor.first}"
-        lines.append(f"{factor.name:25} {kind:24} {place:13} {factor.type:7} {decimal(factor.scale)}")
+        lines.append(f"{factor.name:25} {kind:24} {place:13} {factor.type:7} {fraction_text(factor.scale)}")
     for writable in loaded.writables:
-        bounds = f"{decimal(writable.minimum)} to {decimal(writable.maximum)} {writable.unit}"
+        bounds = f"{fraction_text(writable.minimum)} to {fraction_text(writable.maximum)} {writable.unit}"
         if writable.values:
-            bounds = f"{', '.join(map(decimal, writable.values))} {writable.unit}"
+            bounds = f"{', '.join(map(fraction_text, writable.values))} {writable.unit}"
         place = f"holding {writable.first}"
         lines.append(f"{writable.name:25} {'may be written':24} {place:13} {writable.type:7} {bounds}")
     lines += ["", "known from"]

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
+from energybid.core.quantities import fraction_text
 from energybid.drivers.sunspec.chain import MARKER
 from energybid.drivers.sunspec.models import (
     ABSENT,
@@ -264,14 +265,14 @@ def _quantities(device: Device, instance: _Instance, *, reverse: bool) -> Iterat
             f'type = "{TYPES[point.type]}"',
         ]
         if scale != 1:
-            parts.append(f'scale = "{decimal(scale)}"')
+            parts.append(f'scale = "{fraction_text(scale)}"')
         factors = [instance.stem + GUARD, *([_factor_name(instance, point.factor)] if scaled and point.factor else [])]
         parts.append(f"scale_by = {json.dumps(factors)}")
-        parts += [f'unit = "{point.unit}"', f'resolution = "{decimal(Fraction(10) ** exponent)}"']
+        parts += [f'unit = "{point.unit}"', f'resolution = "{fraction_text(Fraction(10) ** exponent)}"']
         if point.obis.split(".")[1] == "8":
             parts.append("cumulative = true")
         if point.type == "acc32":
-            rollover = decimal(ACCUMULATOR * Fraction(10) ** power)
+            rollover = fraction_text(ACCUMULATOR * Fraction(10) ** power)
             parts.append(f'rollover = "{rollover}"' if len(rollover) < ROLLOVER_DIGITS else "")
             parts.append("not_available = []" if point.core else 'not_available = ["00000000"]')
         yield f"  {{ {', '.join(filter(None, parts))} }},"
@@ -424,26 +425,16 @@ def _writable(device: Device, written: _Written) -> list[str]:
         f"name = {_quoted(control.name)}",
         f"register = {found.first + control.offset}",
         f'type = "{TYPES[control.type]}"',
-        f'scale = "{decimal(scale)}"',
+        f'scale = "{fraction_text(scale)}"',
         f'unit = "{control.unit}"',
-        f'minimum = "{decimal(least)}"',
-        f'maximum = "{decimal(most)}"',
+        f'minimum = "{fraction_text(least)}"',
+        f'maximum = "{fraction_text(most)}"',
         f"guarded_by = {json.dumps(guards)}",
-        *([] if control.safe is None else [f'safe = "{decimal(Fraction(control.safe))}"']),
+        *([] if control.safe is None else [f'safe = "{fraction_text(Fraction(control.safe))}"']),
     ]
 
 
 # ---------------------------------------------------------------- texts
-
-
-def decimal(value: Fraction) -> str:
-    """An exact decimal text; the number has one."""
-    digits = 0
-    while value.denominator != 1:
-        value, digits = value * 10, digits + 1
-    text = str(abs(value.numerator)).rjust(digits + 1, "0")
-    sign = "-" if value < 0 else ""
-    return sign + (f"{text[:-digits]}.{text[-digits:]}" if digits else text)
 
 
 def _quoted(text: str) -> str:
