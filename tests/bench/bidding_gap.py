@@ -4,7 +4,7 @@ The plan (HiGHS) has each asset's exact equations and the site's limits in every
 one round after the other, each with the prices of the rest known. What they lose is the price of value functions that
 look at one asset at a time, of their grids and of their hulls.
 
-    PYTHONPATH=tests/bidding .venv/bin/python tests/bench/bidding_gap.py [--sites 100] [--steps 32] [--seed 0]
+    PYTHONPATH=tests/bidding .venv/bin/python tests/bench/bidding_gap.py [--sites 100] [--steps 32] [--seed 0] [--wide]
 """
 
 import argparse
@@ -26,6 +26,7 @@ KILO, MILLION = 1e3, 1e6
 EXCESS_PRICE = 3000.0
 """Of power outside the site's limits, money per MWh, in both plans."""
 SECONDS = 30.0
+WIDE_W = 1_000_000
 
 
 @dataclass
@@ -266,11 +267,14 @@ def main() -> None:
     parser.add_argument("--sites", type=int, default=100)
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--wide", action="store_true", help="limits that never bind")
     parser.add_argument("--verbose", action="store_true")
     arguments = parser.parse_args()
     gaps, of_turnover = [], []
     for number in range(arguments.seed, arguments.seed + arguments.sites):
         case = draw(Random(number), arguments.steps)
+        if arguments.wide:
+            case.site = replace(case.site, import_limit_w=WIDE_W, export_limit_w=WIDE_W)
         (ours, turnover), (idle, _), best = rounds(case, acts=True), rounds(case, acts=False), Plan(case).bound()
         gaps.append((best - ours) / max(1.0, best - idle))
         of_turnover.append((best - ours) / turnover)

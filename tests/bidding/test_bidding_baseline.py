@@ -142,8 +142,24 @@ def test_a_site_that_exports_has_no_ratio_and_no_threshold():
     found = compute(parse(text_of("nyiso-high-5-of-10")), event, flat("nyiso-high-5-of-10", event, -500))
     assert (found.wh, found.adjusted.found, found.adjusted.applied) == ((-500,), None, 1)
     assert not found.passed
+    found = compute(parse(text_of("nyiso-high-5-of-10")), event, flat("nyiso-high-5-of-10", event, 0))
+    assert (found.wh, found.adjusted.found, found.adjusted.applied) == ((0,), None, 1)
     loads = flat("pjm-high-4-of-5", event, -500)
     assert compute(parse(text_of("pjm-high-4-of-5")), event, loads).wh == (-500,)
+
+
+def test_the_look_back_ends_with_its_last_day():
+    """Thursday; the programme wants five weekdays of the 45 days before, and the 45th is a Monday."""
+    event, first = Event(ms("2026-08-13T15:00-07:00"), HOUR_MS, 1), ms("2026-08-13T00:00-07:00")
+    programme = parse(text_of("caiso-10-in-10"))
+    for days, found in (((45, 44, 43, 42, 41), (100,)), ((48, 44, 43, 42, 41), None)):
+        loads = {first - (back * 24 - hour) * HOUR_MS: 100 for back in (0, *days) for hour in range(24)}
+        assert set(needed(programme, event)) & loads.keys() >= {event.begins_ms - 41 * 24 * HOUR_MS}
+        if found:
+            assert compute(programme, event, loads).wh == found
+        else:
+            with pytest.raises(BaselineError, match="4 days of the 45"):
+                compute(programme, event, loads)
 
 
 def test_a_ratio_without_bounds_is_not_below_zero():

@@ -126,18 +126,21 @@ def test_the_hull_moves_no_price_and_no_power_while_no_limit_binds(kind):
         worth = values(store, outlook)[0][0]
         response = Response([store.offer(Now(0, 0.5, worth, knots=GRID_K))], base_w=0, least_w=-WIDE_W, most_w=WIDE_W)
         keep, shift = store.drift(0, 0.5)
-        modes, rest = store.modes(0, 0.5), keep * store.state + shift
-
-        def gain(power_w, price, at=(modes, rest, store.grid(), worth)):
-            ways, still, grid, after = at
-            fits = [mode for mode in ways if mode.low_w <= power_w <= mode.high_w]
-            costs = [(price + m.cost) * power_w * 0.5 - np.interp(still + m.gain * power_w, grid, after) for m in fits]
-            return -min(costs)
-
+        modes, grid, rest = store.modes(0, 0.5), store.grid(), keep * store.state + shift
         for price in (*range(-150, 400, 25), *(round(random.uniform(-50, 250), 2) for _ in range(10))):
-            best_w = liked_w(modes, store.grid(), worth, rest, price, 0.5)
-            bid_w = response.curve(tick=0.01).net_w(round(price * 100))
-            assert gain(bid_w, price) == pytest.approx(gain(best_w, price), rel=1e-9, abs=1e-3), (seed, price)
+            powers_w = (
+                liked_w(modes, grid, worth, rest, price, 0.5),
+                response.curve(tick=0.01).net_w(round(price * 100)),
+            )
+            best, bid = (
+                max(
+                    np.interp(rest + mode.gain * power_w, grid, worth) - (price + mode.cost) * power_w * 0.5
+                    for mode in modes
+                    if mode.low_w <= power_w <= mode.high_w
+                )
+                for power_w in powers_w
+            )
+            assert bid == pytest.approx(best, rel=1e-9, abs=1e-3), (seed, price)
 
 
 @given(st.floats(19.0, 23.0), st.lists(st.integers(-50, 200), min_size=6, max_size=6))

@@ -59,8 +59,8 @@ ENTRIES = [
 """At the round's beginning the register is 10,995 by a line between 10,985 and 11,015: 1/3 of 30 s and of 30 Wh."""
 
 
-def log_part(entries, *, epoch=b"e" * 16, receipt=True):
-    log = Log(origin=ORIGIN, epoch=epoch, secret=epoch * 2, signer=LOG_KEY, frontier=Frontier(), counter=0)
+def log_part(entries, *, epoch=b"e" * 16, receipt=True, origin=ORIGIN):
+    log = Log(origin=origin, epoch=epoch, secret=epoch * 2, signer=LOG_KEY, frontier=Frontier(), counter=0)
     raw = [log.salts.canonical(log.append(entry), entry) for entry in entries]
     signed = log.checkpoint(BEGINS_MS + 1_000_000, ClockState.SYNCHRONISED)
     leaves = list(map(leaf_hash, raw))

@@ -1,10 +1,11 @@
 """Clearing against enumeration of every price, and against its own rules."""
 
 from itertools import product
+from random import Random
 
 import pytest
 from energybid.bidding.curve import Curve, Step
-from energybid.simulator.market.clearing import Bid, Outcome, clear, pay_as_bid
+from energybid.simulator.market.clearing import SINGLY, Bid, Outcome, _Book, clear, pay_as_bid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -134,6 +135,32 @@ def test_a_pump_that_is_scheduled_keeps_running_when_its_absence_does_not_fit():
     """Above 2 the pump would stop; it can not run in part, and nobody takes what its stop would leave: it runs on."""
     book = {"pump": site(0, whole(2, 12), schedule_w=12), "plant": site(-15, part(1, 15)), "load": site(0, part(9, 4))}
     assert cleared(**book) == (9, {"pump": 12, "plant": -15, "load": 3})
+
+
+def test_only_the_steps_in_the_way_are_declined():
+    """Fifteen are sold, one pump of ten fits: the two others are in the way, and the first keeps its place."""
+    pumps = {name: site(0, whole(8, 10)) for name in ("a", "b", "c")}
+    book = {"plant": site(-15, part(3, 15)), **pumps, "load": site(0, part(8, 4)), "late": site(0, part(6, 4))}
+    result = clear(book, least_ticks=-100, most_ticks=100)
+    assert (result.ticks, result.declined) == (6, {("b", 0), ("c", 0)})
+    assert result.net_w == {"plant": -15, "a": 10, "b": 0, "c": 0, "load": 4, "late": 1}
+
+
+def test_a_round_ends_after_few_attempts():
+    """Pumps far apart in price that never fit: beyond a few they are declined together."""
+    chance = Random(1)
+    book = {f"pump-{n}": site(0, whole(chance.randint(-(10**12), 10**12), 3_001 + n)) for n in range(200)}
+    book |= {f"plant-{n}": site(-2_000, whole(chance.randint(-(10**12), 10**12), 2_000)) for n in range(200)}
+    attempts = 0
+
+    class Counted(_Book):
+        def _attempt(self):
+            nonlocal attempts
+            attempts += 1
+            return super()._attempt()
+
+    Counted(book, -(10**12), 10**12).clear()
+    assert SINGLY < attempts <= SINGLY + 2 + 21, "4 to the power of 21 spans all prices"
 
 
 def test_negative_prices_clear_too():

@@ -32,10 +32,10 @@ class Site:
         self.rounds.announced(self.announcement, now_ms)
         self.log.append((now_ms, self.announcement))
 
-    def bid(self, version=1):
+    def bid(self, version=1, expires_ms=BEGINS_MS):
         steps = ((9_000, 4_000, True), (8_000, 2_000, False))
         head = MARKET, self.round.number, ORIGIN, market.digest(self.announcement), version
-        bid = Bid(*head, NOW_MS, BEGINS_MS, 1_500, -2_500, steps)
+        bid = Bid(*head, NOW_MS, expires_ms, 1_500, -2_500, steps)
         self.message = market.sign(bid, GATEWAY_KEY)
         self.rounds.bid_made(bid, self.message)
         self.log.append((NOW_MS, self.message))
@@ -228,6 +228,18 @@ def test_late_retained_replayed_and_forged_awards_are_refused(site):
     site.take(award)
     assert site.refused(site.take, award) is Reason.REPLAYED
     assert site.refused(site.take, site.award(counter=2)) is Reason.NOT_NOW
+
+
+def test_an_award_that_comes_when_the_bid_has_expired_is_late(site):
+    site.bid(version=2, expires_ms=NOW_MS + 5)
+    assert site.refused(site.take, site.award(), now_ms=NOW_MS + 5) is Reason.LATE
+    site.take(site.award(), now_ms=NOW_MS + 4)
+
+
+def test_a_bid_answers_the_announcement_that_was_taken(site):
+    site.announcement = market.sign(ROUND._replace(decimals=3), MARKET_KEY)
+    with pytest.raises(ValueError, match="another announcement"):
+        site.bid(version=2)
 
 
 def test_only_the_last_bid_counts(site):

@@ -15,8 +15,10 @@ import stranger_settlement
 from cddl_verifier import Validator
 from energybid.agent import cli
 from energybid.agent.commands import settle as command
+from energybid.agent.growing import Commit
 from energybid.agent.history import journal_histories
-from energybid.agent.journal import Acknowledged, Commit, Journal
+from energybid.agent.journal import Journal
+from energybid.agent.rows import Acknowledged
 from energybid.bidding.baseline_rules import Beyond, Payment, names, text_of
 from energybid.bidding.curve import Curve, Step
 from energybid.bidding.settlement import Point, Register, Terms, load, settle
@@ -67,6 +69,10 @@ def test_a_register_is_a_line_between_readings_with_the_bounds_that_it_never_fal
     for at, gap in ((-1, 100), (101, 100), (30, 39)):
         assert register.at(at, gap) is None
     assert Register([]).at(0, 1) is None
+
+
+def test_a_register_grows_by_nothing_at_least():
+    assert load(points((0, 0), (10, 4), (20, 8), error=8), None, 5, 10) == (4, 0, None)
 
 
 def test_an_interval_across_a_reset_or_a_fall_is_missing():
@@ -283,6 +289,7 @@ OTHER = PrivateKey.from_entropy(b"other..." * 6)
         (lambda b: b._replace(logs=(b.logs[0]._replace(entries=b.logs[0].entries[::-1]),)), "out of order"),
         (lambda b: b._replace(logs=(b.logs[0]._replace(entries=()),)), "entries are wanted"),
         (lambda b: b._replace(logs=(b.logs[0]._replace(entries=b.logs[0].entries[2:]),)), "not a declaration"),
+        (lambda b: b._replace(logs=(golden.log_part(golden.ENTRIES, origin="acme/gw-8"),)), "of another gateway"),
         (lambda b: b._replace(bid=bytes(5_000)), "too long"),
     ],
 )  # fmt: skip
@@ -352,6 +359,14 @@ def test_values_in_doubt_are_not_used_and_a_reset_ends_a_run():
     for mark, found in ((Status.SUSPECT, {golden.BEGINS_MS: 5}), (Status.RESTARTED, {}), (Status.ROLLED_OVER, {})):
         doubtful = golden.ENTRIES[5]._replace(status=(mark, 0))
         assert loads_of([*golden.ENTRIES[:5], doubtful, near, *golden.ENTRIES[6:]]) == found
+
+
+def test_another_meter_in_its_place_begins_a_new_run():
+    """The new one counts on from where the old one stood, and still nothing is compared between them."""
+    anew = golden.DECLARATION._replace(serial="SN 2")
+    for serial, found in (("SN 1", {golden.BEGINS_MS: 5}), ("SN 2", {})):
+        later = [each._replace(declaration=6) for each in golden.ENTRIES[6:]]
+        assert loads_of([*golden.ENTRIES[:6], anew._replace(serial=serial), *later]) == found
 
 
 def test_a_reading_of_another_meter_is_left_aside():

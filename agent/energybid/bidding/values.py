@@ -293,8 +293,9 @@ def _whole_powers(mode: Mode, rest: float) -> tuple[int, int]:
 
 
 def _hull(xs: Array, ys: Array, knots: int) -> list[int]:
-    """Places of the corners of the upper concave hull: its ends, then always the point farthest above the line of those
-    chosen so far, which is a corner (quickhull), until what is left matters too little or there are ``knots``.
+    """Places of the corners of the upper concave hull, those that matter most.
+
+    After the ends always the point farthest above the line of those chosen so far: it is a corner (quickhull).
     """
     last = len(xs) - 1
     least = KNOTS_FLOOR * max(1.0, float(np.abs(ys).max()))
