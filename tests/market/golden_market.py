@@ -1,4 +1,4 @@
-"""The messages behind tests/golden/market-*.json: one round from its announcement to its statement.
+"""The messages behind tests/golden/market-*.json: one round from its announcement to its statement, and prices.
 
 ``python tests/market/golden_market.py`` writes the files that are not there; see tests/golden/README.md.
 """
@@ -10,7 +10,19 @@ from typing import Any
 
 from energybid.core.cose import PrivateKey
 from energybid.sync import market
-from energybid.sync.market import Award, Bid, Conduct, Confirmation, Message, Pricing, Round, Statement, Verdict
+from energybid.sync.market import (
+    Award,
+    Bid,
+    Conduct,
+    Confirmation,
+    Message,
+    PriceCurve,
+    Prices,
+    Pricing,
+    Round,
+    Statement,
+    Verdict,
+)
 
 FOLDER = Path(__file__).parent.parent / "golden"
 MARKET, ORIGIN = "acme/flex", "acme/gw-7"
@@ -23,6 +35,11 @@ ROUND = Round(
     MARKET, 42, BEGINS_MS - 10 * MINUTE_MS, BEGINS_MS - 2 * MINUTE_MS, BEGINS_MS, 15 * MINUTE_MS,
     "USD", 2, -50_000, 100_000, Pricing.UNIFORM, "caiso-10-in-10",
 )  # fmt: skip
+
+
+PRICES = Prices(
+    MARKET, PriceCurve.DAY_AHEAD, 365, BEGINS_MS - 3_600_000, "USD", 2, BEGINS_MS, 3_600_000, (4_250, 0, -1_300, 99_999)
+)
 
 
 def chain() -> dict[str, tuple[Message, bytes]]:
@@ -45,6 +62,7 @@ def chain() -> dict[str, tuple[Message, bytes]]:
         "award": (award, awarded),
         "confirmation": (confirmation, market.sign(confirmation, GATEWAY_KEY)),
         "statement": (statement, market.sign(statement, MARKET_KEY)),
+        "prices": (PRICES, market.sign(PRICES, MARKET_KEY)),
     }
 
 
@@ -57,7 +75,7 @@ def plain(item: Any) -> Any:
 def document(name: str) -> dict[str, Any]:
     message, signed = chain()[name]
     fields = {key: plain(value) for key, value in message._asdict().items()}
-    signer = "market" if name in {"round", "award", "statement"} else "gateway"
+    signer = "market" if name in {"round", "award", "statement", "prices"} else "gateway"
     return {
         "fields": fields,
         "payload": plain(market.payload(message)),

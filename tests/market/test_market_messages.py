@@ -11,13 +11,31 @@ from energybid.bidding.curve import POWER_MAX_W, STEPS_MAX, TICKS_MAX
 from energybid.core import cbor, cose
 from energybid.core.errors import EvidenceError
 from energybid.sync import market
-from energybid.sync.market import Award, Bid, Conduct, Confirmation, Pricing, Round, Statement, Verdict
-from golden_market import GATEWAY_KEY, MARKET_KEY, ROUND, chain
+from energybid.sync.market import (
+    Award,
+    Bid,
+    Conduct,
+    Confirmation,
+    PriceCurve,
+    Prices,
+    Pricing,
+    Round,
+    Statement,
+    Verdict,
+)
+from golden_market import GATEWAY_KEY, MARKET_KEY, PRICES, ROUND, chain
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 DOCS = Path(__file__).parents[2] / "docs"
-KINDS = {"round": Round, "bid": Bid, "award": Award, "confirmation": Confirmation, "statement": Statement}
+KINDS = {
+    "round": Round,
+    "bid": Bid,
+    "award": Award,
+    "confirmation": Confirmation,
+    "statement": Statement,
+    "prices": Prices,
+}
 KEYS = {"bid": GATEWAY_KEY, "confirmation": GATEWAY_KEY}
 
 UINT = st.integers(0, 2**63 - 1)
@@ -50,8 +68,21 @@ def rounds(draw):
     return Round(*head, currency, decimals, *bounds, pricing, programme)
 
 
+@st.composite
+def prices(draw):
+    market_name, curve, counter = draw(ORIGIN), draw(st.sampled_from(PriceCurve)), draw(POSITIVE)
+    step_ms, ticks = draw(st.integers(1, 86_400_000)), draw(st.lists(TICKS, min_size=1, max_size=9))
+    begins_ms = draw(st.integers(0, 2**62))
+    time_ms = draw(st.integers(begins_ms + (len(ticks) - 1) * step_ms, 2**63 - 1))
+    currency = draw(st.from_regex(r"\A[A-Z]{3}\Z"))
+    return Prices(
+        market_name, curve, counter, time_ms, currency, draw(st.integers(0, 9)), begins_ms, step_ms, (*ticks,)
+    )
+
+
 MESSAGES = (
     rounds()
+    | prices()
     | bids()
     | st.builds(Award, ORIGIN, UINT, ORIGIN, HASH, POSITIVE, UINT, st.sampled_from(Verdict), TICKS, POWER)
     | st.builds(Confirmation, ORIGIN, UINT, ORIGIN, HASH, UINT, st.sampled_from(Conduct), st.just("by hand"))
@@ -138,6 +169,13 @@ BID = chain()["bid"][0]
         (ROUND._replace(programme=""), "programme out of bounds"),
         (ROUND._replace(gate_ms=ROUND.begins_ms + 1), "out of order"),
         (ROUND._replace(least_ticks=1, most_ticks=0), "out of order"),
+        (PRICES._replace(ticks=()), "ticks out of bounds"),
+        (PRICES._replace(ticks=(0,) * 401), "ticks out of bounds"),
+        (PRICES._replace(ticks=(1, TICKS_MAX + 1)), "ticks out of bounds"),
+        (PRICES._replace(ticks=7), "ticks out of bounds"),
+        (PRICES._replace(curve=2, step_ms=0), "curve, step_ms out of bounds"),
+        (PRICES._replace(counter=0), "counter out of bounds"),
+        (PRICES._replace(curve=1), "have not begun"),
         (BID._replace(version=0), "version out of bounds"),
         (BID._replace(steps=((1, 5, True), (2, 5, True))), "by falling price"),
         (BID._replace(steps=((1, 0, True),)), "steps out of bounds"),
@@ -159,6 +197,22 @@ def test_the_longest_bid_fits_a_message():
     steps = tuple((TICKS_MAX - n, 10**6, True) for n in range(STEPS_MAX))
     long = BID._replace(steps=steps, origin="a" * 64 + "/" + "b" * 64, market="c" * 64 + "/" + "d" * 64)
     assert market.read(Bid, market.sign(long, GATEWAY_KEY), GATEWAY_KEY.public) == long
+
+
+def test_the_most_prices_fit_a_message():
+    long = PRICES._replace(
+        market="c" * 64 + "/" + "d" * 64, counter=2**63 - 1, time_ms=2**63 - 1, begins_ms=2**62, step_ms=86_400_000,
+        ticks=(-TICKS_MAX,) * market.PRICES_MAX,
+    )  # fmt: skip
+    assert market.read(Prices, market.sign(long, MARKET_KEY), MARKET_KEY.public) == long
+
+
+def test_real_time_prices_are_of_steps_that_have_begun():
+    last_begins_ms = PRICES.ends_ms - PRICES.step_ms
+    made = PRICES._replace(curve=PriceCurve.REAL_TIME, time_ms=last_begins_ms)
+    assert market.parse(Prices, market.payload(made)) == made
+    with pytest.raises(EvidenceError, match="have not begun"):
+        market.parse(Prices, market.payload(made._replace(time_ms=last_begins_ms - 1)))
 
 
 def test_a_step_of_another_shape_is_refused():

@@ -1,12 +1,12 @@
-"""The market's messages: a round, a bid, an award, a confirmation and a statement (docs/market.md).
+"""The market's messages: a round, a bid, an award, a confirmation, a statement and prices (docs/market.md).
 
 Each is a COSE_Sign1 message over a deterministic CBOR array that begins with its own name, so that none can pass for
-another, and names the market, the round and the gateway it is for. Prices are whole ticks, power whole watts, money a
-whole number of a stated decimal: no floats. Each message after the round's names the hash of the one it answers, so a
-bid holds for one announcement, an award for one bid.
+another, and names the market and, where they have one, the round and the gateway it is for. Prices are whole ticks,
+power whole watts, money a whole number of a stated decimal: no floats. Each answer names the hash of the message it
+answers, so a bid holds for one announcement, an award for one bid.
 
 Here live the fields, their bounds, signing and reading. Whether a message comes in time, or again,
-is for ``energybid.agent.rounds``.
+is for ``energybid.agent.rounds``, and for prices whoever keeps them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 DECIMALS_MAX = 9
 DURATION_MAX_MS = 86_400_000
+PRICES_MAX = 400
+"""Most steps of one message of prices: more than a day of 5 minutes and 25 hours, and it always fits."""
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _TEXT = re.compile(r"[A-Za-z0-9._:/ -]{1,64}")
 
@@ -59,6 +61,15 @@ class Conduct(IntEnum):
     """A person on site, or a safety limit, came first."""
     FAILED = 2
     """The assets could not be reached."""
+
+
+class PriceCurve(IntEnum):
+    """Which prices."""
+
+    DAY_AHEAD = 0
+    """Of steps to come, as the market before the rounds has made them."""
+    REAL_TIME = 1
+    """Of the last steps: what the rounds cleared at."""
 
 
 class Round(NamedTuple):
@@ -165,8 +176,36 @@ class Statement(NamedTuple):
         return self.baseline_wh - self.actual_wh
 
 
-Message = Round | Bid | Award | Confirmation | Statement
-M = TypeVar("M", Round, Bid, Award, Confirmation, Statement)
+class Prices(NamedTuple):
+    """Prices of steps that follow each other; from the market to every gateway."""
+
+    market: str
+    """``tenant/market``."""
+    curve: int
+    """PriceCurve."""
+    counter: int
+    """Grows with every message of this curve of this market; from 1."""
+    time_ms: int
+    """When the market made it."""
+    currency: str
+    """ISO 4217."""
+    decimals: int
+    """A tick is 10^-decimals money per MWh."""
+    begins_ms: int
+    """Begin of the first step."""
+    step_ms: int
+    ticks: tuple[int, ...]
+    """One for each step, the newest last; 1 to PRICES_MAX. The last step of real-time prices has begun at
+    ``time_ms``."""
+
+    @property
+    def ends_ms(self) -> int:
+        """End of the last step."""
+        return self.begins_ms + len(self.ticks) * self.step_ms
+
+
+Message = Round | Bid | Award | Confirmation | Statement | Prices
+M = TypeVar("M", Round, Bid, Award, Confirmation, Statement, Prices)
 
 NAMES: Mapping[type[Message], str] = {
     Round: "energybid round 1",
@@ -174,6 +213,7 @@ NAMES: Mapping[type[Message], str] = {
     Award: "energybid award 1",
     Confirmation: "energybid dispatch 1",
     Statement: "energybid statement 1",
+    Prices: "energybid prices 1",
 }
 
 
@@ -217,6 +257,8 @@ def parse(kind: type[M], data: bytes) -> M:
     fields: list[Any] = item[1:]
     if kind is Bid:
         fields[-1] = _steps(fields[-1])
+    elif kind is Prices and isinstance(fields[-1], list):
+        fields[-1] = tuple(fields[-1])
     message = kind(*fields)
     _check(message)
     return message
@@ -262,7 +304,8 @@ def _steps(item: Any) -> tuple[tuple[int, int, bool], ...]:  # noqa: ANN401
 
 
 def _check(message: Message) -> None:
-    wrong = [name for name, value in zip(message._fields, message, strict=True) if not _BOUNDS[name](value)]
+    bounds = _PRICES_BOUNDS if isinstance(message, Prices) else _BOUNDS
+    wrong = [name for name, value in zip(message._fields, message, strict=True) if not bounds[name](value)]
     if wrong:
         raise EvidenceError(f"{NAMES[type(message)]}: {', '.join(wrong)} out of bounds")
     if isinstance(message, Round) and not (
@@ -270,12 +313,23 @@ def _check(message: Message) -> None:
     ):
         raise EvidenceError("round: its times or price bounds are out of order")
     if isinstance(message, Bid):
-        try:
-            curve = message.curve
-        except ValueError as error:
-            raise EvidenceError(f"bid: {error}") from None
-        if not curve.offers(message.schedule_w):
-            raise EvidenceError("bid: the schedule is not on its curve")
+        _check_curve(message)
+    if isinstance(message, Prices) and message.curve == PriceCurve.REAL_TIME:
+        _check_begun(message)
+
+
+def _check_begun(prices: Prices) -> None:
+    if prices.ends_ms - prices.step_ms > prices.time_ms:
+        raise EvidenceError("prices: real-time prices of steps that have not begun")
+
+
+def _check_curve(bid: Bid) -> None:
+    try:
+        curve = bid.curve
+    except ValueError as error:
+        raise EvidenceError(f"bid: {error}") from None
+    if not curve.offers(bid.schedule_w):
+        raise EvidenceError("bid: the schedule is not on its curve")
 
 
 def _is_text(value: Any) -> bool:  # noqa: ANN401
@@ -302,6 +356,14 @@ def _is_step(value: Any) -> bool:  # noqa: ANN401
     return _is_ticks(value[0]) and _is_positive(value[1]) and isinstance(value[2], bool)
 
 
+def _is_duration(value: Any) -> bool:  # noqa: ANN401
+    return _is_positive(value) and value <= DURATION_MAX_MS
+
+
+def _is_series(value: Any) -> bool:  # noqa: ANN401
+    return isinstance(value, tuple) and 0 < len(value) <= PRICES_MAX and all(map(_is_ticks, value))
+
+
 def _one_of(kind: type[IntEnum]) -> Any:  # noqa: ANN401
     return lambda value: is_uint(value) and value in kind.__members__.values()
 
@@ -316,13 +378,15 @@ _BOUNDS: Mapping[str, Any] = {
     "gate_ms": is_uint,
     "begins_ms": is_uint,
     "expires_ms": is_uint,
-    "duration_ms": lambda value: _is_positive(value) and value <= DURATION_MAX_MS,
+    "duration_ms": _is_duration,
+    "step_ms": _is_duration,
     "currency": lambda value: isinstance(value, str) and _CURRENCY.fullmatch(value) is not None,
     "decimals": lambda value: is_uint(value) and value <= DECIMALS_MAX,
     "least_ticks": _is_ticks,
     "most_ticks": _is_ticks,
     "ticks": _is_ticks,
     "pricing": _one_of(Pricing),
+    "curve": _one_of(PriceCurve),
     "verdict": _one_of(Verdict),
     "conduct": _one_of(Conduct),
     "programme": _is_text,
@@ -339,4 +403,5 @@ _BOUNDS: Mapping[str, Any] = {
     "actual_wh": is_int,
     "amount": is_int,
 }
-"""Field → whether a value is one; the same name means the same thing in every message."""
+"""Field → whether a value is one; the same name means the same thing in every message, but for ``ticks`` of prices."""
+_PRICES_BOUNDS: Mapping[str, Any] = {**_BOUNDS, "ticks": _is_series}
