@@ -166,7 +166,6 @@ class Soak:
             "peak_fds": watch.peak_fds,
             "resent_batches": watch.resent.total(),
             "long_lives": watch.long_lives,
-            "fds_grew": watch.fds_grew,
             "peak_bytes": watch.peak_bytes,
             "bytes": {n: (self.stage.folder / n).stat().st_size for n in ("journal.db", "headend.db")},
         }
