@@ -17,7 +17,7 @@ from typing import Any
 
 SHARED = Path("/srv/shared")
 REPORT = SHARED / "report.json"
-INSTALL = [str(SHARED / "systemd/install"), "--wheelhouse", str(SHARED / "wheels"), "--headend"]
+INSTALL = [str(SHARED / "systemd/install"), "--wheelhouse", str(SHARED / "wheels"), "--headend", "--bidding"]
 PROGRAM = "/usr/local/bin/energybid"
 STATUS = Path("/run/energybid/status.json")
 JOURNAL = Path("/var/lib/energybid/journal.db")

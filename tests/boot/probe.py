@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import importlib
 import mmap
 import os
 import socket
@@ -80,6 +81,11 @@ def multicast() -> None:
         sock.sendto(b"", ("224.0.0.251", 5353))
 
 
+def multiply() -> object:
+    """What bids are made of, in a library with threads of its own."""
+    return importlib.import_module("numpy").ones((200, 200)) @ importlib.import_module("numpy").ones((200, 200))
+
+
 def callback() -> int:
     """A C function made at run time, as ctypes and cffi do."""
     return int(ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 7)())
@@ -126,6 +132,7 @@ MUST_WORK: dict[str, Callable[[], object]] = {
     "resolve a name": lambda: socket.getaddrinfo("localhost", 1883),
     "read the boot's id": lambda: Path("/proc/sys/kernel/random/boot_id").read_text(),
     "use a C callback": callback,
+    "multiply matrices": multiply,
     "hold a plan in memory": lambda: os.close(os.memfd_create("probe")),
 }
 

@@ -136,7 +136,7 @@ def wheelhouse(suite: str) -> Path:
         tags += [f"manylinux2014_{machine}", f"linux_{machine}"]
         options = [word for tag in tags for word in ("--platform", tag)]
         command = [pip, "download", "--quiet", "--only-binary=:all:", "--python-version", PYTHONS[suite]]
-        subprocess.run([*command, *options, "--dest", folder, "--find-links", folder, ours], check=True)
+        subprocess.run([*command, *options, "--dest", folder, "--find-links", folder, f"{ours}[bidding]"], check=True)
         mark.write_text(wanted)
     return folder
 
