@@ -6,6 +6,7 @@ checking code (docs/decisions/005).
 
 from dataclasses import dataclass
 
+from energybid.agent.market.plan import MarketPlan
 from energybid.core.ports import BusPlan, UplinkSettings
 from energybid.drivers.modbus.proxy.plan import ProxyPlan
 
@@ -68,6 +69,8 @@ class AgentPlan:
     """Kind of bus → ``module:function`` that opens its driver."""
     json_logs: bool
     proxies: tuple[ProxyPlan, ...] = ()
+    market: MarketPlan | None = None
+    """None: it only meters."""
 
     @property
     def origin(self) -> str:

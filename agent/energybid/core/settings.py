@@ -6,6 +6,8 @@ Imported only where a file is checked (commands, profiles), never in the running
 import re
 import reprlib
 import tomllib
+from decimal import Decimal
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -25,6 +27,9 @@ _DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)\s*(ms|s|min|h|d)", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86400}
 _SIZE = re.compile(r"(\d{1,12})\s*(B|KiB|MiB|GiB)", re.ASCII)
 _BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_AMOUNT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(k|M|)(Wh|W)", re.ASCII)
+_PREFIXES = {"": 0, "k": 3, "M": 6}
+_TIME = re.compile(r"([01]\d|2[0-3]):([0-5]\d)", re.ASCII)
 
 
 def _duration(value: Any) -> float:  # noqa: ANN401
@@ -50,10 +55,31 @@ def _size(value: Any) -> int:  # noqa: ANN401
     return int(match[1]) * _BYTES[match[2]]
 
 
+def _amount(value: Any, unit: str) -> int:  # noqa: ANN401
+    match = _AMOUNT.fullmatch(value.strip()) if isinstance(value, str) else None
+    number = Decimal(match[1]).scaleb(_PREFIXES[match[2]]) if match and match[3] == unit else Decimal("0.1")
+    if number != int(number):
+        raise ValueError(f'write a number and a unit ({unit}, k{unit}, M{unit}) in quotes, such as "5 k{unit}"')
+    return int(number)
+
+
+def _time_of_day(value: Any) -> int:  # noqa: ANN401
+    match = _TIME.fullmatch(value) if isinstance(value, str) else None
+    if not match:
+        raise ValueError('write hours and minutes in quotes, such as "07:30"')
+    return 60 * int(match[1]) + int(match[2])
+
+
 Duration = Annotated[float, BeforeValidator(_duration)]
 """Seconds; written "250 ms", "5 s", "1 min", "2 h", "1 d"."""
 Size = Annotated[int, BeforeValidator(_size)]
 """Bytes; written "512 KiB", "2 GiB"."""
+Power = Annotated[int, BeforeValidator(partial(_amount, unit="W"))]
+"""Watts, whole; written "500 W", "4.2 kW"."""
+Energy = Annotated[int, BeforeValidator(partial(_amount, unit="Wh"))]
+"""Watt-hours, whole; written "500 Wh", "13.5 kWh"."""
+TimeOfDay = Annotated[int, BeforeValidator(_time_of_day)]
+"""Minutes after midnight; written "07:30"."""
 
 
 def parse_toml(source: str, data: bytes, model: type[S]) -> S:
