@@ -23,6 +23,9 @@ from energybid.core.entries import (
     Gap,
     GapReason,
     Known,
+    MarketKind,
+    MarketMessage,
+    MarketReason,
     Reading,
     Start,
     Unknown,
@@ -68,6 +71,12 @@ ENTRIES: dict[str, Entry] = {
 ENTRIES["unknown-type"] = Unknown(cbor.encode((1, 4_000, SALTS.salt(len(ENTRIES)), "an entry of a later release", [7])))
 ENTRIES["unknown-version"] = Unknown(cbor.encode((2, 3, SALTS.salt(len(ENTRIES)), [[False]])))
 
+
+def market_message(name: str) -> bytes:
+    """A golden message of the market (tests/market/golden_market.py)."""
+    return bytes.fromhex(json.loads((FOLDER / f"market-{name}.json").read_text(encoding="utf-8"))["message"][2:-1])
+
+
 LATER: dict[str, Entry] = {
     "command": Command(
         *("zähler-1", "export-limit", 42, 2, "W", 42, "market/bidder", 2, 1, 1),
@@ -76,6 +85,12 @@ LATER: dict[str, Entry] = {
     "command-refused": Command(
         *("zähler-1", "export-limit", -5, -1, "W", None, "schedule", 1, 3, 7),
         *(-1, 0, 1, 0, None),
+    ),
+    "market": MarketMessage(
+        MarketKind.AWARD, MarketReason.NONE, market_message("award"), 0, 1_767_226_440_125, 2, 1, 4_295_807_421
+    ),
+    "market-refused": MarketMessage(
+        MarketKind.PRICES, MarketReason.TOO_LONG, bytes(range(64)), 17, 1_767_226_441_000, 1, 1, 4_295_808_296
     ),
 }
 """Entries of types that came later: in no log, each with the salt of the sequence behind the golden log."""

@@ -153,6 +153,10 @@ def is_values(x: Any) -> bool:
     return is_list(x, 1024, is_value)
 
 
+def is_message(x: Any) -> bool:
+    return isinstance(x, bytes) and len(x) <= 4096
+
+
 def is_status(x: Any) -> bool:
     return x is None or (is_list(x, 1024, lambda s: is_int(s, 0, 255)) and any(x))
 
@@ -168,6 +172,7 @@ FIELDS: list[list[Any]] = [
         *(is_text, is_text, is_int, lambda x: is_int(x, -18, 18), is_text, is_value, is_text),
         *(is_uint, is_uint, is_uint, is_int, is_clock, is_uint, is_uint, is_maybe_uint),
     ],
+    [is_uint, is_uint, is_message, is_uint, is_int, is_clock, is_uint, is_uint],
 ]
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from energybid.core.entries import Clock, Command, Declaration, Epoch, Gap, Known, Reading, Start
+from energybid.core.entries import Clock, Command, Declaration, Epoch, Gap, Known, MarketMessage, Reading, Start
 from energybid.core.quantities import UNITS
 from hypothesis import strategies as st
 
@@ -46,4 +46,5 @@ ENTRIES: st.SearchStrategy[Known] = (
         *(TEXT, TEXT, INT, st.integers(-18, 18), TEXT, NONE | INT, TEXT, UINT, UINT, UINT),
         *(INT, CLOCK, UINT, UINT, NONE | UINT),
     )
+    | st.builds(MarketMessage, UINT, UINT, st.binary(max_size=400), UINT, INT, CLOCK, UINT, UINT)
 )

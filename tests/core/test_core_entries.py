@@ -127,6 +127,16 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
         "reason": BAD_UINT,
         "missed": BAD_UINT,
     },
+    "market": {
+        "kind": BAD_UINT,
+        "reason": BAD_UINT,
+        "message": (bytes(4097), "x", None, 1, (1,)),
+        "missed": BAD_UINT,
+        "time_ms": BAD_INT,
+        "clock": BAD_CLOCK,
+        "start": BAD_UINT,
+        "mono_ms": BAD_UINT,
+    },
 }
 CASES = [(name, field, bad) for name, fields in BEYOND.items() for field, bads in fields.items() for bad in bads]
 
@@ -163,7 +173,7 @@ def test_refuses_what_does_not_open_like_an_entry(item: Any) -> None:
 
 
 @pytest.mark.parametrize("change", [-1, 1])
-@pytest.mark.parametrize("kind", range(7))
+@pytest.mark.parametrize("kind", range(8))
 def test_refuses_known_types_with_other_numbers_of_fields(kind: int, change: int) -> None:
     entry = next(e for e in GOLDEN.values() if not isinstance(e, Unknown) and TYPE_OF[type(e)] == kind)
     fields = (*entry, None)[: len(entry) + change]
@@ -173,7 +183,7 @@ def test_refuses_known_types_with_other_numbers_of_fields(kind: int, change: int
         parse(cbor.encode((1, kind, SALT[1:], *entry)))
 
 
-@pytest.mark.parametrize("opening", [(0, 0), (2, 3), (1, 7), (2**63 - 1, 2**63 - 1)])
+@pytest.mark.parametrize("opening", [(0, 0), (2, 3), (1, 8), (2**63 - 1, 2**63 - 1)])
 def test_other_versions_and_types_stay_bytes(opening: tuple[int, int]) -> None:
     raw = cbor.encode((*opening, "anything", [None, [b"", -5]]))
     assert parse(raw) == (None, Unknown(raw))

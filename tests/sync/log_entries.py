@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from energybid.core import cbor
-from energybid.core.entries import Clock, Command, Declaration, Entry, Epoch, Gap, Reading, Start, Unknown
+from energybid.core.entries import (
+    Clock,
+    Command,
+    Declaration,
+    Entry,
+    Epoch,
+    Gap,
+    MarketMessage,
+    Reading,
+    Start,
+    Unknown,
+)
 from hypothesis import strategies as st
 
 RECORDED = Path(__file__).parent / "data" / "sdm630_32_meters_60_polls.csv.gz"
@@ -67,6 +78,7 @@ OTHERS: st.SearchStrategy[Entry] = (
         *(TEXT, TEXT, INT, st.integers(-18, 18), TEXT, st.none() | INT, TEXT, UINT, UINT, UINT),
         *(INT, CLOCK, UINT, UINT, st.none() | UINT),
     )
+    | st.builds(MarketMessage, UINT, UINT, st.binary(max_size=99), UINT, INT, CLOCK, UINT, UINT)
     | UNKNOWN
 )
 

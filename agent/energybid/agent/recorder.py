@@ -18,7 +18,18 @@ from energybid.agent.journal import Journal
 from energybid.agent.rows import Acknowledged, Contradiction, EpochRow
 from energybid.agent.space import Limits, Space
 from energybid.core.cose import Signer
-from energybid.core.entries import Clock, Declaration, Entry, Epoch, Gap, GapReason, Known, Reading, Start
+from energybid.core.entries import (
+    Clock,
+    Declaration,
+    Entry,
+    Epoch,
+    Gap,
+    GapReason,
+    Known,
+    MarketMessage,
+    Reading,
+    Start,
+)
 from energybid.core.errors import JournalStalledError
 from energybid.core.log import Log
 from energybid.core.ports import Platform, Sample
@@ -50,6 +61,8 @@ def weight(entry: Entry) -> int:
     """How many numbers an entry takes in a segment, about."""
     if isinstance(entry, Reading):
         return len(entry.values) + 2
+    if isinstance(entry, MarketMessage):
+        return 30 + len(entry.message) // 10
     return 30 + (sum(3 * len(quantities) for _, quantities in entry.groups) if isinstance(entry, Declaration) else 0)
 
 

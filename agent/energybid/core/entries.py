@@ -29,6 +29,8 @@ VALUES_MAX = 1024
 UINT_MAX = 2**63 - 1
 STATUS_MAX = 255
 GROUPS_MAX = 255
+MESSAGE_MAX = 4096
+"""Longest message of a market in an entry, bytes: as long as any COSE message may be."""
 ID_SIZE = 16
 """Size of an epoch's and a boot's id, bytes."""
 
@@ -152,6 +154,26 @@ class Command(NamedTuple):
     """Until when it was to hold, on the scale of ``mono_ms``; None where it is not for a time."""
 
 
+class MarketMessage(NamedTuple):
+    """A message between the gateway and its market, as it travelled, and whether it counts (docs/market.md)."""
+
+    kind: int
+    """MarketKind."""
+    reason: int
+    """MarketReason: 0 it counts, else why not."""
+    message: bytes
+    """The signed message. Where the reason is TOO_LONG, only how it began."""
+    missed: int
+    """How many refused messages are not in the log since the last entry of this type: a flood is not logged."""
+    time_ms: int
+    """When it was about to be sent, or had come."""
+    clock: int
+    """ClockState at ``time_ms``."""
+    start: int
+    """Sequence of the Start entry of this run."""
+    mono_ms: int
+
+
 class Unknown(NamedTuple):
     """An entry of another version or type: its canonical bytes, salt included."""
 
@@ -210,10 +232,57 @@ class CommandOutcome:
     """Not written: out of the profile's bounds, or between its steps."""
 
 
-Entry = Epoch | Start | Declaration | Reading | Clock | Gap | Command | Unknown
-Known = Epoch | Start | Declaration | Reading | Clock | Gap | Command
+class MarketKind:
+    """Values of ``MarketMessage.kind``: which message it is, by the topic it came on or was sent to."""
 
-_TYPES: tuple[type[Known], ...] = (Epoch, Start, Declaration, Reading, Clock, Gap, Command)
+    ROUND = 0
+    BID = 1
+    """Sent by the gateway, as the confirmation is."""
+    AWARD = 2
+    CONFIRMATION = 3
+    STATEMENT = 4
+    PRICES = 5
+    UNKNOWN = 6
+    """On a topic that tells nothing."""
+
+
+class MarketReason:
+    """Values of ``MarketMessage.reason``."""
+
+    NONE = 0
+    """It counts: accepted, or made by the gateway to be sent."""
+    UNVERIFIED = 1
+    """Not what the market's key signed, or no such message."""
+    RETAINED = 2
+    """Retained by the broker: it may be from any time."""
+    FOREIGN = 3
+    """For another gateway or market."""
+    UNKNOWN = 4
+    """Of a round that is not known."""
+    OLD_ROUND = 5
+    """Announces a round again, or one before the last."""
+    TOO_FAR = 6
+    """Begins too far from now."""
+    LATE = 7
+    """Came after its time."""
+    REPLAYED = 8
+    """Its counter was there before."""
+    OTHER_BID = 9
+    """Answers another bid than the last one sent."""
+    OTHER_AWARD = 10
+    """Is about another award."""
+    NOT_OFFERED = 11
+    """Awards what the bid did not offer."""
+    NOT_NOW = 12
+    """Does not fit the state of the round."""
+    TOO_LONG = 13
+    """Longer than any message may be."""
+
+
+Entry = Epoch | Start | Declaration | Reading | Clock | Gap | Command | MarketMessage | Unknown
+Known = Epoch | Start | Declaration | Reading | Clock | Gap | Command | MarketMessage
+
+_TYPES: tuple[type[Known], ...] = (Epoch, Start, Declaration, Reading, Clock, Gap, Command, MarketMessage)
 TYPE_OF: dict[type[Known], int] = {kind: number for number, kind in enumerate(_TYPES)}
 """Type number on the wire of each known entry type."""
 
@@ -260,6 +329,10 @@ def _text(x: Any) -> bool:  # noqa: ANN401
 
 def _bytes(size: int) -> Callable[[Any], bool]:
     return lambda x: isinstance(x, bytes) and len(x) == size
+
+
+def _message(x: Any) -> bool:  # noqa: ANN401
+    return isinstance(x, bytes) and len(x) <= MESSAGE_MAX
 
 
 def _quantity(x: Any) -> bool:  # noqa: ANN401
@@ -343,6 +416,7 @@ _SHAPES: tuple[tuple[Callable[[Any], bool], ...], ...] = (
         is_uint,
         _optional(is_uint),
     ),
+    (is_uint, is_uint, _message, is_uint, is_int, is_clock, is_uint, is_uint),
 )
 
 

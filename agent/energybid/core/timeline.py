@@ -10,7 +10,7 @@ the uncertainty. A synchronised time stands as it is.
 from bisect import bisect_left
 from typing import NamedTuple
 
-from energybid.core.entries import Clock, Command, Entry, Reading, Start
+from energybid.core.entries import Clock, Command, Entry, MarketMessage, Reading, Start
 from energybid.core.quantities import ClockState
 
 DRIFT_PPM = 100
@@ -54,8 +54,8 @@ class Timeline:
         pair = mono_ms, time_ms
         anchors.insert(bisect_left(anchors, pair), pair)
 
-    def correct(self, reading: Reading | Command) -> Corrected:
-        """The best time of a reading of this epoch, or of a command."""
+    def correct(self, reading: Reading | Command | MarketMessage) -> Corrected:
+        """The best time of a reading of this epoch, of a command, or of a market's message."""
         if reading.clock == ClockState.SYNCHRONISED:
             return Corrected(reading.time_ms, 0)
         anchors = self._anchors.get(self._boots.get(reading.start, b""), [])
