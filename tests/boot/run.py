@@ -28,6 +28,7 @@ PROJECT = HERE.parents[1]
 BUILD = PROJECT / "build" / "boot"
 PACKAGES = "systemd,systemd-sysv,udev,dbus,python3,python3-venv,mosquitto"
 PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
+EXTRAS = "[bidding]"
 NEWEST_GLIBC = {"bookworm": 36, "trixie": 41}
 REBOOT = 133
 """systemd-nspawn's exit code under --keep-unit where the container asks to be started again."""
@@ -127,7 +128,7 @@ def wheelhouse(suite: str) -> Path:
     say("building our wheel")
     subprocess.run([pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, PROJECT], check=True)
     (ours,) = folder.glob("energybid_edge-*.whl")
-    wanted = sha256((PROJECT / "pyproject.toml").read_bytes()).hexdigest()
+    wanted = sha256((PROJECT / "pyproject.toml").read_bytes() + EXTRAS.encode()).hexdigest()
     mark = folder / ".complete"
     if not mark.exists() or mark.read_text() != wanted:
         say("fetching the wheels that it needs")
@@ -136,7 +137,7 @@ def wheelhouse(suite: str) -> Path:
         tags += [f"manylinux2014_{machine}", f"linux_{machine}"]
         options = [word for tag in tags for word in ("--platform", tag)]
         command = [pip, "download", "--quiet", "--only-binary=:all:", "--python-version", PYTHONS[suite]]
-        subprocess.run([*command, *options, "--dest", folder, "--find-links", folder, f"{ours}[bidding]"], check=True)
+        subprocess.run([*command, *options, "--dest", folder, "--find-links", folder, f"{ours}{EXTRAS}"], check=True)
         mark.write_text(wanted)
     return folder
 
@@ -160,7 +161,7 @@ def unpack(archive: Path, wheels: Path, suite: str) -> tuple[Path, Path]:
     shutil.copytree(HERE, shared / "boot", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(wheels, shared / "wheels", ignore=shutil.ignore_patterns(".complete"))
     say("installing into the image")
-    install = [shared / "systemd/install", "--root", root, "--wheelhouse", shared / "wheels"]
+    install = [shared / "systemd/install", "--root", root, "--wheelhouse", shared / "wheels", "--bidding"]
     subprocess.run(install, check=True, stdout=sys.stderr)
     if list((root / "etc/energybid/keys").iterdir()):
         raise SystemExit("test-boot: FAILED: the image holds a key; all cards written from it would sign with it")
