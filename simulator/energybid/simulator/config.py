@@ -8,10 +8,11 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_
 
 from energybid.core.errors import ConfigurationError
 from energybid.core.settings import Duration, Settings, parse_toml
+from energybid.simulator.config_assets import AssetModel
 from energybid.simulator.faults import UNIT_MAX, Fault, FaultSource
 from energybid.simulator.meters import load_model
 from energybid.simulator.recorded import load_dump
-from energybid.simulator.wiring import Wiring
+from energybid.simulator.wiring import RIGHT, Wiring
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 _DURATION = TypeAdapter[float](Duration)
@@ -127,6 +128,10 @@ class MeterModel(Settings):
     ``sunspec:103+203``."""
     dump: Annotated[str, AfterValidator(_known_dump)] | None = None
     """In place of a profile: the path of a recorded meter (``energybid dump``); what it measures does not change."""
+    asset: AssetModel | None = None
+    """In place of a profile: a device whose power follows what is written to it, with registers of its own."""
+    assets: list[Name] = Field(default_factory=list, max_length=64)
+    """Names of devices of this file whose power this meter measures besides its household's."""
     reply_delay: Duration = Field(0.0, ge=0, le=10)
     """From the end of the request to the start of the answer."""
     load: float = Field(1.0, ge=0.001, le=10_000)
@@ -143,8 +148,12 @@ class MeterModel(Settings):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.profile is None) == (self.dump is None):
-            raise ValueError("write either profile or dump")
+        if [self.profile, self.dump, self.asset].count(None) != 2:  # noqa: PLR2004  one of the three
+            raise ValueError("write one of profile, dump and asset")
+        if self.assets and self.profile is None:
+            raise ValueError("assets: only a meter with a profile measures devices")
+        if self.assets and (self.wiring.wiring() != RIGHT or self.pv_peak_w):
+            raise ValueError("assets: not simulated together with wiring or pv_peak_w; write an asset of kind pv")
         if self.wiring.swapped_ct and self.pv_peak_w:
             raise ValueError("wiring.swapped_ct: is not simulated together with pv_peak_w")
         return self
@@ -152,6 +161,8 @@ class MeterModel(Settings):
 
 class _BusModel(Settings):
     name: Name
+    speed: float | None = Field(None, gt=0, le=100_000)
+    """In place of the file's."""
     meter: list[MeterModel] = Field(min_length=1, max_length=UNIT_MAX)
     faults: FaultsModel = FaultsModel()
     """Befall every meter of the bus, where its own faults do not."""
@@ -245,6 +256,7 @@ class BusFile(Settings):
             if (twice := sorted({name for name in names if names.count(name) > 1}))
         ]
         faults += [fault for number, bus in enumerate(self.bus) for fault in _misplaced(f"bus[{number}]", bus)]
+        faults += self._asset_faults()
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -255,6 +267,21 @@ class BusFile(Settings):
             ("meter names", [meter.name for bus in self.bus for meter in bus.meter]),
             ("devices", [bus.device for bus in self.bus if isinstance(bus, _PortModel)]),
             *((f"units on bus {bus.name}", [str(meter.unit) for meter in bus.meter]) for bus in self.bus),
+        ]
+
+    def _asset_faults(self) -> list[str]:
+        """Devices that are not there, or are measured by several meters, or by one of another speed."""
+        speeds = {meter.name: bus.speed for bus in self.bus for meter in bus.meter if meter.asset}
+        named = [(meter.name, name, bus.speed) for bus in self.bus for meter in bus.meter for name in meter.assets]
+        names = [name for _, name, _ in named]
+        return [
+            *(f"meter {meter}.assets: {name} is no device here" for meter, name, _ in named if name not in speeds),
+            *(f"{name}: several meters measure it" for name in sorted({n for n in names if names.count(n) > 1})),
+            *(
+                f"meter {meter}.assets: {name} is on a bus of another speed"
+                for meter, name, speed in named
+                if speeds.get(name, speed) != speed
+            ),
         ]
 
 

@@ -9,8 +9,9 @@ constant. So energy is the exact integral of power: power in mW over millisecond
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from csv import DictReader
+from fractions import Fraction
 from functools import lru_cache
 from importlib.resources import files
 from itertools import accumulate, pairwise
@@ -53,6 +54,8 @@ class State(NamedTuple):
     """Apparent energy since the replay began, µVA·s."""
     currents_ma: Three | None = None
     """Magnitudes of the currents, where they do not follow from the others: to a meter that is wired wrongly."""
+    told: Mapping[bytes, Fraction] = {}
+    """What a device says of itself beside electricity, by OBIS code, in plain units."""
 
     def current_ma(self, phase: int) -> int:
         """Magnitude of the current in one phase (0 to 2)."""
@@ -81,6 +84,36 @@ class Phase(NamedTuple):
             energy_mj * self.reactive // 1000,
             energy_mj * self.apparent // 1000,
         )
+
+    def signed(self, marks_mj: Sequence[int]) -> list[int]:
+        """Energies that belong to it, negative while it exports."""
+        return [self.sign * mark for mark in marks_mj]
+
+
+class Net(NamedTuple):
+    """What a household takes in one block, all phases together."""
+
+    marks_mj: tuple[int, ...]
+    """Energy from the block's beginning to each of its seconds, mJ; falling while it exports."""
+    least_mw: int
+    most_mw: int
+    within_ms: int
+    """The moment that was asked for, from the block's beginning."""
+
+    def _since_uj(self, ms: int) -> int:
+        second, part = divmod(ms, 1000)
+        mark = self.marks_mj[second]
+        return mark * 1000 + ((self.marks_mj[second + 1] - mark) * part if part else 0)
+
+    def energy_uj(self, from_ms: int, to_ms: int) -> int:
+        """Energy between two moments of the block, µJ, exact."""
+        return self._since_uj(to_ms) - self._since_uj(from_ms)
+
+    @property
+    def power_mw(self) -> int:
+        """At the moment that was asked for."""
+        second = self.within_ms // 1000
+        return self.marks_mj[second + 1] - self.marks_mj[second]
 
 
 CHANNELS = 4
@@ -171,6 +204,39 @@ class Household:
         self._block = lru_cache(maxsize=4)(self._make_block)
         self._curves = lru_cache(maxsize=4)(self._make_curves)
         self._knots = lru_cache(maxsize=8)(self._make_knots)
+        self._nets = lru_cache(maxsize=4)(self._make_net)
+
+    # ------------------------------------------------------------ the whole of it, for what hangs beside it
+
+    @property
+    def shares(self) -> Sequence[int]:
+        """How the phases share."""
+        return self._shares
+
+    def left_in_block_ms(self, at_ms: int) -> int:
+        """From a moment of the replay to the end of its block."""
+        return BLOCK_MS - at_ms % BLOCK_MS
+
+    def net(self, at_ms: int) -> Net:
+        """The block of a moment of the replay."""
+        index, within = divmod(at_ms, BLOCK_MS)
+        return self._nets(index + self._first)._replace(within_ms=within)
+
+    def frequency_mhz(self, at_ms: int) -> int:
+        """The grid's."""
+        return self._between_knots(at_ms + self._first * BLOCK_MS)[PHASES]
+
+    def voltage_mv(self, at_ms: int, power_mw: Three) -> Three:
+        """Phase to neutral, while so much is taken."""
+        return self._voltage(at_ms + self._first * BLOCK_MS, power_mw)
+
+    def _make_net(self, index: int) -> Net:
+        phases = zip(self._block(index), self._curves(index), strict=True)
+        marks = tuple(map(sum, zip(*(phase.signed(curve) for phase, curve in phases), strict=True)))
+        powers = [b - a for a, b in pairwise(marks)]
+        return Net(marks, min(powers), max(powers), 0)
+
+    # ------------------------------------------------------------ alone
 
     def state(self, at_ms: int) -> State:
         """The site at a moment of the replay.

@@ -4,7 +4,7 @@ Here live the rules of the OBIS groups C and D (IEC 62056-6-1, electricity) and 
 exact fractions in plain units (W, V, A, Hz, Wh, 1); a register's resolution is applied where the register is known.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from fractions import Fraction
 from math import acos, degrees, isqrt
 
@@ -113,14 +113,20 @@ and voltage, what it holds full and now, its health."""
 Probe = Callable[[State], Fraction]
 
 
-def probe(obis: Obis) -> Probe:
+def probe(obis: Obis, told: Collection[bytes] = ()) -> Probe:
     """What measures a quantity, in its plain unit (W, var, VA, V, A, Hz, Wh, varh, VAh, deg, 1).
 
     Tariffs (group E): the first one runs all the time, so 0 and 1 are the same and the others stay at zero.
 
+    Args:
+        obis: The quantity.
+        told: Codes of what the site says of itself.
+
     Raises:
         ValueError: The simulated site has no such quantity.
     """
+    if obis.code in told:
+        return lambda state: state.told[obis.code]
     medium, _channel, group, what, tariff, _ = obis.code
     kind, phase = _phase(group)
     if medium == ELECTRICITY and what == INSTANTANEOUS:

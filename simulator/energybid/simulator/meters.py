@@ -4,11 +4,13 @@ Here live the encoding of registers and the meter's side of reading them; what i
 ``instrument.py``. Sans I/O: a request's PDU and a moment of the replay go in, a PDU comes out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib.resources import files
 from math import ceil, floor, prod
 from struct import Struct
+from typing import Protocol
 
 from energybid.drivers.modbus.decode import (
     FACTOR_DIGITS,
@@ -23,7 +25,7 @@ from energybid.drivers.modbus.map import FLOATS, HOLDING, TYPES, Factor, Writabl
 from energybid.drivers.profile import FUNCTION_OF, Fingerprint, LoadedProfile, Register, SerialNumber, load_profile
 from energybid.drivers.sunspec.standard import is_standard, load_standard
 from energybid.simulator.faults import EXCEPTION_FLAG
-from energybid.simulator.household import Household, State
+from energybid.simulator.household import State
 from energybid.simulator.instrument import probe
 from energybid.simulator.wiring import RIGHT, Wiring, seen
 
@@ -35,6 +37,24 @@ _READ = Struct(">BHH")
 
 Raw = Callable[[State], int]
 """The bit pattern of a register at a state, as an unsigned integer."""
+
+
+class Measured(Protocol):
+    """What a meter measures."""
+
+    def state(self, at_ms: int) -> State:
+        """At a moment of the replay, ms; moments only grow."""
+
+
+class Controlled(Measured, Protocol):
+    """A device that does what is written to it."""
+
+    @property
+    def told(self) -> Collection[bytes]:
+        """OBIS codes of what it says of itself."""
+
+    def written(self, name: str, value: Fraction, at_ms: int) -> None:
+        """A number of the profile was written, in its unit, at a moment of the replay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +89,11 @@ def load_model(name: str) -> LoadedProfile:
         ConfigurationError: There is no such model.
     """
     return load_standard(name) if is_standard(name) else load_profile(name)
+
+
+def device_profile(name: str) -> str:
+    """The file of a profile that only simulated devices have."""
+    return str(files("energybid.simulator") / "data" / "profiles" / f"{name}.toml")
 
 
 Factors = dict[str, Fraction]
@@ -154,7 +179,13 @@ class Meter:
     """A meter of a profile's model at a site."""
 
     def __init__(
-        self, loaded: LoadedProfile, site: Household, *, serial_number: int = 10_000_001, wiring: Wiring = RIGHT
+        self,
+        loaded: LoadedProfile,
+        site: Measured,
+        *,
+        serial_number: int = 10_000_001,
+        wiring: Wiring = RIGHT,
+        device: Controlled | None = None,
     ) -> None:
         """Wire it up.
 
@@ -163,6 +194,7 @@ class Meter:
             site: What it measures.
             serial_number: What it says of itself where the profile knows the place; at most 9 digits.
             wiring: What is wrong between the site and the meter.
+            device: What follows the numbers that are written; it holds safe numbers until then.
 
         Raises:
             ValueError: The profile has a quantity that the simulated site has not.
@@ -172,8 +204,9 @@ class Meter:
         self._wiring = wiring
         self._limit = profile.max_registers
         settings = factor_settings(loaded)
+        told = device.told if device else ()
         cells = [
-            *((register.function, _cell(register, product(register, settings))) for register in loaded.registers),
+            *((register.function, _cell(register, product(register, settings), told)) for register in loaded.registers),
             *(
                 (factor.function, _fixed(factor.first, factor_bytes(factor, settings[factor.name])))
                 for factor in loaded.factors
@@ -184,8 +217,9 @@ class Meter:
             cells.append((FUNCTION_OF[identity.table], _identity(identity, serial_number)))
         cells += [(print_.function, _fingerprint(print_)) for print_ in loaded.fingerprints]
         self._writables = {writable.first: writable for writable in loaded.writables}
-        self._held = {writable.name: encode_writable(writable, writable.maximum) for writable in loaded.writables}
-        """What numbers that may be written hold, as they are sent; from the factory the most that they may."""
+        self._device = device
+        self._held = {w.name: encode_writable(w, _first_number(w, device)) for w in loaded.writables}
+        """What numbers that may be written hold, as they are sent."""
         cells += [(HOLDING, self._writable(writable)) for writable in loaded.writables]
         areas = [
             Area(
@@ -224,7 +258,7 @@ class Meter:
         if function not in self._functions:
             return _refusal(function, ILLEGAL_FUNCTION)
         if function in {WRITE_SINGLE, WRITE_SEVERAL}:
-            return self._write(pdu)
+            return self._write(pdu, at_ms)
         if len(pdu) != _READ.size:
             return _refusal(function, ILLEGAL_VALUE)
         _, first, count = _READ.unpack(pdu)
@@ -235,7 +269,7 @@ class Meter:
             return _refusal(function, ILLEGAL_ADDRESS)
         return bytes((function, REGISTER_SIZE * count)) + self._read(area, first, first + count, at_ms)
 
-    def _write(self, pdu: bytes) -> bytes:
+    def _write(self, pdu: bytes, at_ms: int) -> bytes:
         """Keep what is written, if it is one whole number within its bounds (V1.1b3 §6.6, §6.12)."""
         function, head = pdu[0], pdu[: _READ.size]
         data = pdu[3:] if function == WRITE_SINGLE else pdu[_READ.size + 1 :]
@@ -253,6 +287,8 @@ class Meter:
         if writable.values and value not in writable.values:
             return _refusal(function, ILLEGAL_VALUE)
         self._held[writable.name] = data
+        if self._device is not None:
+            self._device.written(writable.name, value, at_ms)
         return head
 
     def _read(self, area: Area, first: int, end: int, at_ms: int) -> bytes:
@@ -271,8 +307,13 @@ def _refusal(function: int, code: int) -> bytes:
     return bytes((function | EXCEPTION_FLAG, code))
 
 
-def _cell(register: Register, factor: Fraction) -> Cell:
-    measure = probe(register.quantity.obis)
+def _first_number(writable: Writable, device: Controlled | None) -> Fraction:
+    """From the factory the most that it may be; a device is safe."""
+    return writable.maximum if device is None or writable.safe is None else writable.safe
+
+
+def _cell(register: Register, factor: Fraction, told: Collection[bytes]) -> Cell:
+    measure = probe(register.quantity.obis, told)
     return Cell(register.first, register.count, lambda state: encode(register, measure(state), factor))
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from energybid.core.errors import ConfigurationError
+from energybid.drivers.profile import load_profile
+from energybid.simulator.assets import Asset
 from energybid.simulator.bus import AsciiLine, Bus, LineTiming, RtuLine, Station, TcpConnection, UdpSocket
 from energybid.simulator.config import (
     AnyBusModel,
@@ -20,8 +22,9 @@ from energybid.simulator.config import (
     TcpBusModel,
     UdpBusModel,
 )
+from energybid.simulator.connection import Connection, Device
 from energybid.simulator.household import Household, Site, chance_between
-from energybid.simulator.meters import Meter, load_model
+from energybid.simulator.meters import Measured, Meter, device_profile, load_model
 from energybid.simulator.recorded import Recorded, load_dump
 from energybid.simulator.system import PtyTransport, serve_tcp, serve_udp, tls_context
 
@@ -65,8 +68,8 @@ async def serve(file: BusFile, base: Path) -> AsyncIterator[Served]:
         ConfigurationError: A profile has quantities that can not be simulated.
         OSError: A port or link can not be had.
     """
-    replay_ms = _clock(file.speed)
-    buses = [make_bus(bus, file.seed, replay_ms) for bus in file.bus]
+    sites = Sites(file)
+    buses = [make_bus(bus, file.seed, _clock(bus.speed or file.speed), sites) for bus in file.bus]
     closers: list[Callable[[], None]] = []
     try:
         places = []
@@ -87,47 +90,95 @@ def _clock(speed: float) -> Callable[[], int]:
     return lambda: int((loop.time() - began) * 1000 * speed)
 
 
-def make_bus(model: AnyBusModel, seed: int, replay_ms: Callable[[], int]) -> Bus:
+class Sites:
+    """What the meters of a file measure; a device hangs behind one meter at most."""
+
+    def __init__(self, file: BusFile) -> None:
+        """Couple the devices of a file to the meters that measure them."""
+        meters = {meter.name: meter for bus in file.bus for meter in bus.meter}
+        self._seed = file.seed
+        self._devices: dict[str, Device] = {}
+        self._connections: dict[str, Connection] = {}
+        for meter in meters.values():
+            if meter.assets:
+                self._couple(meter, [meters[name] for name in meter.assets])
+        for meter in meters.values():
+            if meter.asset and meter.name not in self._devices:
+                self._couple(meter, [meter])
+
+    def _couple(self, meter: MeterModel, devices: list[MeterModel]) -> None:
+        assets = [self._asset(device) for device in devices]
+        seed = self._seed_of(meter)
+        site = _site(meter, seed)
+        household = Household(seed, site) if meter.asset is None else None
+        connection = self._connections[meter.name] = Connection(household, assets, import_wh=site.import_wh)
+        self._devices |= {d.name: connection.device(asset) for d, asset in zip(devices, assets, strict=True)}
+
+    def _asset(self, meter: MeterModel) -> Asset:
+        assert meter.asset is not None  # noqa: S101  the file was checked
+        return meter.asset.make(round(meter.begin * 1000), self._seed_of(meter))
+
+    def _seed_of(self, meter: MeterModel) -> str:
+        return f"{self._seed}/{meter.name}"
+
+    def measured(self, meter: MeterModel) -> Measured:
+        """What a meter with a profile measures."""
+        seed = self._seed_of(meter)
+        return self._connections.get(meter.name) or Household(seed, _site(meter, seed))
+
+    def device(self, meter: MeterModel) -> Device | None:
+        """The device that a meter is, if it is one."""
+        return self._devices.get(meter.name)
+
+
+def make_bus(model: AnyBusModel, seed: int, replay_ms: Callable[[], int], sites: Sites | None = None) -> Bus:
     """The bus that a ``[[bus]]`` table describes.
 
     Args:
         model: The table.
         seed: The file's seed.
         replay_ms: Where the replay stands.
+        sites: What the meters of its file measure; made of this bus alone where it is not given.
 
     Raises:
         ConfigurationError: A profile has quantities that can not be simulated.
     """
+    sites = sites or Sites(BusFile(seed=seed, bus=[model]))
     return Bus(
-        stations=[_station(meter, f"{seed}/{meter.name}") for meter in model.meter],
+        stations=[_station(meter, f"{seed}/{meter.name}", sites) for meter in model.meter],
         replay_ms=replay_ms,
         faults=model.faults.source(f"{seed}/bus {model.name}"),
         answer_unknown=isinstance(model, TcpBusModel | UdpBusModel) and model.unknown_unit == "exception",
     )
 
 
-def _station(model: MeterModel, seed: str) -> Station:
+def _station(model: MeterModel, seed: str, sites: Sites) -> Station:
     return Station(
         name=model.name,
         unit=model.unit,
-        device=Recorded(load_dump(model.dump)) if model.dump else _meter(model, seed),
+        device=Recorded(load_dump(model.dump)) if model.dump else _meter(model, seed, sites),
         reply_delay_s=model.reply_delay,
         faults=model.faults.source(seed),
     )
 
 
-def _meter(model: MeterModel, seed: str) -> Meter:
-    site = Site(
+def _site(model: MeterModel, seed: str) -> Site:
+    return Site(
         load_permille=round(model.load * 1000),
         pv_peak_w=model.pv_peak_w,
         phases=model.phases,
-        import_wh=chance_between(seed, "initial", INITIAL_WH_MIN, INITIAL_WH_MAX),
+        import_wh=chance_between(seed, "initial", INITIAL_WH_MIN, INITIAL_WH_MAX) if model.asset is None else 0,
         begin_ms=round(model.begin * 1000),
     )
+
+
+def _meter(model: MeterModel, seed: str, sites: Sites) -> Meter:
     number = model.serial_number or chance_between(seed, "serial number", SERIAL_NUMBERS // 9, SERIAL_NUMBERS)
+    if device := sites.device(model):
+        return Meter(load_profile(device_profile(device.profile)), device, serial_number=number, device=device)
     loaded, wiring = load_model(model.profile or ""), model.wiring.wiring()
     try:
-        return Meter(loaded, Household(seed, site), serial_number=number, wiring=wiring)
+        return Meter(loaded, sites.measured(model), serial_number=number, wiring=wiring)
     except ValueError as error:
         raise ConfigurationError([f"meter {model.name}: {model.profile}: {error}"]) from None
 
