@@ -1,13 +1,15 @@
 """Upload in virtual time: a broker and a head-end joined in memory, both with faults."""
 
 import asyncio
+import json
 from contextlib import asynccontextmanager
 
 import pytest
+from energybid.agent.mailbox import PAYLOAD_MAX, WAITING_MAX
 from energybid.agent.plan import UplinkPlan
 from energybid.agent.upload import BATCH_ENTRIES, PATIENCE_MAX_S, Uploader, build_batch
 from energybid.core.cose import PrivateKey
-from energybid.core.errors import EvidenceError, RollbackError, UplinkDownError
+from energybid.core.errors import EvidenceError, RollbackError, UplinkDownError, UplinkRefusedError
 from energybid.core.evidence import Receipt, sign_receipt
 from energybid.core.log import Salts
 from energybid.core.ports import Message, Sample, UplinkSettings
@@ -36,6 +38,12 @@ class World:
         self.retained = None
         self.epoch = None
         self._links = []
+        self.others = {}
+        """Topic → retained payload, or None, of the topics that are not the log's and may be subscribed."""
+        self.sent = []
+        """What else was published."""
+        self.refuse = set()
+        """Topics that may be neither subscribed nor published."""
 
     @asynccontextmanager
     async def connect(self, settings):
@@ -82,18 +90,30 @@ class World:
     def send(self, payload):
         self.retained = payload
         for link in self._links:
-            link.queue.put_nowait(payload)
+            link.queue.put_nowait(Message(TOPICS.receipt, payload, retained=False))
+
+    def tell(self, topic, payload):
+        """A message of another part, to who has subscribed."""
+        for link in self._links:
+            if topic in link.topics:
+                link.queue.put_nowait(Message(topic, payload, retained=False))
 
 
 class Link:
     def __init__(self, world):
         self.world = world
         self.queue = asyncio.Queue()
+        self.topics = []
 
     async def subscribe(self, topics):
-        assert topics == [TOPICS.receipt]
-        if self.world.retained:
-            self.queue.put_nowait(self.world.retained)
+        await asyncio.sleep(0.01)
+        self.topics += [topic for topic in topics if topic not in self.world.refuse]
+        retained = {TOPICS.receipt: self.world.retained} | self.world.others
+        for topic in topics:
+            if retained.get(topic) and topic in self.topics:
+                self.queue.put_nowait(Message(topic, retained[topic], retained=True))
+        if self.world.refuse & set(topics):
+            raise UplinkRefusedError("the broker refused to subscribe")
 
     async def publish(self, topic, payload, *, qos=1, retain=False):
         await asyncio.sleep(0.01)
@@ -102,21 +122,28 @@ class Link:
         if topic == TOPICS.status:
             assert retain
             self.world.statuses.append(payload)
+        elif topic in self.world.refuse:
+            raise UplinkRefusedError("the broker refused to publish")
+        elif topic in self.world.others:
+            self.world.sent.append((topic, payload, qos, retain))
         else:
             assert (topic, qos, retain) == (TOPICS.log, 1, False)
             self.world.log(payload)
 
     async def messages(self):
-        while (payload := await self.queue.get()) is not None:
-            yield Message(TOPICS.receipt, payload, retained=False)
+        while (message := await self.queue.get()) is not None:
+            yield message
         raise UplinkDownError("the connection was lost")
 
     def wire_bytes(self):
         return 100, 10
 
 
-def world(path, script, *, rate_s=1.0, **plan):
-    """A gateway that logs a reading every ``rate_s``, an uploader, and a script; returns what the script does."""
+def world(path, script, *, rate_s=1.0, prepare=None, **plan):
+    """A gateway that logs a reading every ``rate_s``, an uploader, and a script; returns what the script does.
+
+    ``prepare`` is called with the world and the uploader before anything runs.
+    """
 
     async def main():
         clock = VirtualClock()
@@ -126,6 +153,8 @@ def world(path, script, *, rate_s=1.0, **plan):
         async with recording(platform, path, commit_interval_s=1.0) as recorder:
             there.epoch = recorder.epoch.id
             uploader = Uploader(platform, recorder, UplinkPlan(settings=SETTINGS, **settings), TOPICS, HEADEND.public)
+            if prepare:
+                prepare(there, uploader)
 
             async def readings():
                 while True:
@@ -306,3 +335,153 @@ def test_a_batch_is_not_made_of_what_is_not_there(tmp_path):
             build_batch(journal, epoch, salts, 0)
 
     world(tmp_path / "j", script)
+
+
+ROUND, AWARD = "energybid/1/t/power/round", TOPICS.award
+
+
+class Other:
+    """Another part of the agent: keeps what it is given; told to, it is slow or fails."""
+
+    def __init__(self):
+        self.given = []
+        self.free = asyncio.Event()
+        self.free.set()
+        self.connections = 0
+
+    def share(self, there, uploader):
+        there.others = {ROUND: None, AWARD: None, TOPICS.bid: None}
+        uploader.also([ROUND, AWARD], self.take)
+        uploader.on_connect.append(self.connected)
+
+    def connected(self):
+        self.connections += 1
+        raise RuntimeError("a listener's bug")
+
+    async def take(self, message):
+        await self.free.wait()
+        self.given.append(message)
+        if message.payload == b"bug":
+            raise RuntimeError("a handler's bug")
+
+
+def test_other_parts_share_the_connection_over_reconnects(tmp_path, caplog):
+    other = Other()
+
+    async def script(there, recorder, uploader, _):
+        there.others[ROUND] = b"the round"
+        await asyncio.sleep(10)
+        there.tell(AWARD, b"bug")
+        there.tell(AWARD, b"the award")
+        await uploader.publish(TOPICS.bid, b"a bid")
+        await uploader.publish(TOPICS.bid, b"kept", retain=True)
+        there.cut()
+        await asyncio.sleep(3)
+        there.tell(AWARD, b"nobody is there")
+        there.broker_up = True
+        await asyncio.sleep(60)
+        there.tell(AWARD, b"late")
+        await asyncio.sleep(1)
+        assert there.frontier.size > recorder.committed - 20
+        assert not uploader.error
+
+    world(tmp_path / "j", script, prepare=other.share)
+    first = [Message(ROUND, b"the round", retained=True)]
+    awards = [Message(AWARD, text, retained=False) for text in (b"bug", b"the award", b"late")]
+    assert other.given == [*first, *awards[:2], *first, awards[2]]
+    assert caplog.text.count("a message on energybid/1/t/g/award could not be handled") == 1
+    assert other.connections == 2
+    assert caplog.text.count("another part of the agent failed") == 2
+
+
+def test_what_other_parts_publish_is_taken_by_the_broker_or_raises(tmp_path):
+    other = Other()
+
+    async def script(there, recorder, uploader, _):
+        with pytest.raises(UplinkDownError, match="no connection"):
+            await uploader.publish(TOPICS.bid, b"before")
+        await asyncio.sleep(10)
+        await uploader.publish(TOPICS.bid, b"a bid")
+        assert there.sent == [(TOPICS.bid, b"a bid", 1, False)]
+        there.refuse = {TOPICS.bid}
+        with pytest.raises(UplinkRefusedError):
+            await uploader.publish(TOPICS.bid, b"refused")
+        await asyncio.sleep(100)
+        assert there.connections == 1, "a refusal ends no connection"
+        there.broker_up = False
+        with pytest.raises(UplinkDownError, match="gone"):
+            await uploader.publish(TOPICS.award, b"under way")
+        there.cut()
+        await asyncio.sleep(0.1)
+        with pytest.raises(UplinkDownError, match="no connection"):
+            await uploader.publish(TOPICS.bid, b"after")
+
+    world(tmp_path / "j", script, prepare=other.share)
+
+
+def test_a_broker_that_refuses_other_parts_topics_still_gets_the_log(tmp_path, caplog):
+    other = Other()
+
+    async def script(there, recorder, uploader, _):
+        there.refuse = {ROUND}
+        await asyncio.sleep(100)
+        there.tell(AWARD, b"this one it granted")
+        await asyncio.sleep(1)
+        assert there.connections == 1
+        assert there.frontier.size > 80
+
+    world(tmp_path / "j", script, prepare=other.share)
+    assert [message.payload for message in other.given] == [b"this one it granted"]
+    assert caplog.text.count("the log goes on without") == 1
+
+
+def test_a_handler_that_hangs_and_a_flood_hold_up_no_batch_and_no_other_topic(tmp_path, caplog):
+    other = Other()
+
+    async def script(there, recorder, uploader, _):
+        other.free.clear()
+        await asyncio.sleep(50)
+        for number in range(1000):
+            there.tell(ROUND, b"%d" % number + bytes(10_000))
+        there.tell(AWARD, b"the award")
+        await asyncio.sleep(500)
+        assert there.frontier.size > recorder.committed - 20
+        assert uploader.in_flight == 0
+        assert uploader.dropped == 1000 - WAITING_MAX
+        other.free.set()
+        await asyncio.sleep(1)
+
+    world(tmp_path / "j", script, prepare=other.share)
+    assert [message.topic for message in other.given] == [ROUND] * WAITING_MAX + [AWARD]
+    assert {len(message.payload) for message in other.given} == {PAYLOAD_MAX, len(b"the award")}
+    assert caplog.text.count("some are dropped") == 1
+
+
+def test_a_head_end_that_is_away_holds_up_no_other_part(tmp_path):
+    other = Other()
+
+    async def script(there, recorder, uploader, _):
+        await asyncio.sleep(10)
+        there.headend_up = False
+        await asyncio.sleep(45)
+        assert uploader.in_flight == 4, "the window is full"
+        await uploader.publish(TOPICS.bid, b"a bid")
+        there.tell(AWARD, b"the award")
+        await asyncio.sleep(1)
+
+    world(tmp_path / "j", script, prepare=other.share)
+    assert [message.payload for message in other.given] == [b"the award"]
+
+
+def test_the_status_says_what_other_parts_add(tmp_path):
+    def prepare(there, uploader):
+        there.others = {}
+        uploader.more_status = lambda: {"market": {"rounds": 3}}
+
+    async def script(there, recorder, uploader, _):
+        await asyncio.sleep(10)
+        assert json.loads(there.statuses[0])["market"] == {"rounds": 3}
+        uploader.more_status = lambda: 1 / 0
+        assert json.loads(uploader.status_payload("online"))["state"] == "online"
+
+    world(tmp_path / "j", script, prepare=prepare)

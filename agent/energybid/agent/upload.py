@@ -7,6 +7,9 @@ the head-end stores every entry once, however often it comes.
 
 What an older epoch still holds without a receipt goes first, one batch at a time; then the newest epoch. An epoch that
 an operator has declared rolled back is left where it is.
+
+Other parts of the agent share the connection (``also``, ``publish``): there is one client id, and one last will.
+Neither they nor the batches wait for each other, and nothing that is theirs ends a connection.
 """
 
 import asyncio
@@ -14,8 +17,10 @@ import contextlib
 import json
 import logging
 import math
+from typing import TYPE_CHECKING, TypeVar
 
 from energybid.agent.journal import Journal
+from energybid.agent.mailbox import Mailbox
 from energybid.agent.plan import UplinkPlan
 from energybid.agent.recorder import Recorder
 from energybid.agent.rows import EpochRow, Segment
@@ -27,14 +32,19 @@ from energybid.core.errors import (
     JournalStalledError,
     RollbackError,
     UplinkDownError,
+    UplinkRefusedError,
 )
 from energybid.core.evidence import Receipt, verify_receipt
 from energybid.core.log import Salts
-from energybid.core.ports import Platform, Uplink
+from energybid.core.ports import Message, Platform, Uplink
 from energybid.sync.batch import BatchTooLargeError, encode_batch
 from energybid.sync.columns import Memory
 from energybid.sync.topics import Topics
 
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+T = TypeVar("T")
 logger = logging.getLogger("energybid.uplink")
 
 BATCH_ENTRIES = 2048
@@ -120,6 +130,10 @@ class Uploader:
         self.batches = 0
         self.resent = 0
         """Batches sent more than once."""
+        self.on_connect: list[Callable[[], None]] = []
+        """Called whenever a connection is there, and the topics of ``also`` are subscribed or were refused."""
+        self.more_status: Callable[[], Mapping[str, object]] = dict
+        """What else the status topic says; must be quick."""
         self._platform = platform
         self._recorder = recorder
         self._plan = plan
@@ -135,6 +149,8 @@ class Uploader:
         self._older: Older | None = None
         self._uplink: Uplink | None = None
         self._wire_before = (0, 0)
+        self._mailboxes: dict[str, Mailbox] = {}
+        """By topic."""
         recorder.on_commit.append(self._changed.set)
 
     def wire_bytes(self) -> tuple[int, int]:
@@ -147,6 +163,35 @@ class Uploader:
         """Batches without a receipt."""
         return len(self._window.ends)
 
+    @property
+    def dropped(self) -> int:
+        """Messages of other parts that were dropped, for too many waited."""
+        return sum(mailbox.dropped for mailbox in set(self._mailboxes.values()))
+
+    # ------------------------------------------------------------ other parts
+
+    def also(self, topics: "Sequence[str]", on_message: "Callable[[Message], Awaitable[None]]") -> None:
+        """Subscribe more topics on the same connection; call it before ``run``.
+
+        Args:
+            topics: Whole topics, without wildcards. Where the broker refuses them, the log is uploaded all the same.
+            on_message: Is given their messages one after another, also while there is no connection any more. What it
+                raises is logged.
+        """
+        mailbox = Mailbox(topics, on_message)
+        self._mailboxes |= dict.fromkeys(mailbox.topics, mailbox)
+
+    async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        """Publish at QoS 1; returns when the broker has taken it.
+
+        Raises:
+            UplinkDownError: There is no connection, or it was lost: the broker may have it, or not.
+            UplinkRefusedError: The broker does not allow it; the connection stays.
+        """
+        if self._uplink is None:
+            raise UplinkDownError("there is no connection to the broker")
+        await self._uplink.publish(topic, payload, retain=retain)
+
     # ------------------------------------------------------------ connections
 
     async def run(self) -> None:
@@ -155,6 +200,15 @@ class Uploader:
         Raises:
             RollbackError: The head-end holds another or a longer log: the agent must stop signing.
         """
+        handing = [asyncio.create_task(mailbox.run()) for mailbox in set(self._mailboxes.values())]
+        try:
+            await self._connect_again_and_again()
+        finally:
+            for task in handing:
+                task.cancel()
+            await asyncio.gather(*handing, return_exceptions=True)
+
+    async def _connect_again_and_again(self) -> None:
         wait_s = RECONNECT_MIN_S
         while True:
             try:
@@ -175,6 +229,7 @@ class Uploader:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._receive(uplink))
+                tasks.create_task(self._subscribe_others(uplink))
                 tasks.create_task(self._send(uplink))
         except ExceptionGroup as group:
             raise weightiest(group) from group
@@ -187,7 +242,28 @@ class Uploader:
         async for message in uplink.messages():
             if message.topic == self._topics.receipt:
                 await self._receipt(message.payload)
+            elif message.topic in self._mailboxes:
+                self._mailboxes[message.topic].take(message)
         raise UplinkDownError("the broker closed the connection")
+
+    @staticmethod
+    def _asked(part: "Callable[[], T]", otherwise: T) -> T:
+        """What another part says; a fault of it ends no connection."""
+        try:
+            return part()
+        except Exception:
+            logger.exception("another part of the agent failed")
+            return otherwise
+
+    async def _subscribe_others(self, uplink: Uplink) -> None:
+        """The other parts' topics, apart from the log's: a broker may refuse one and not the other."""
+        if self._mailboxes:
+            try:
+                await uplink.subscribe(list(self._mailboxes))
+            except UplinkRefusedError as error:
+                logger.warning("uplink: %s; the log goes on without", error)
+        for listener in self.on_connect:
+            self._asked(listener, None)
 
     async def _send(self, uplink: Uplink) -> None:
         await uplink.publish(self._topics.status, self.status_payload("online"), retain=True)
@@ -308,6 +384,7 @@ class Uploader:
                 "epoch": self._recorder.epoch.id.hex(),
                 "size": self._recorder.committed,
                 "acknowledged": self._recorder.acknowledged_size,
+                **self._asked(self.more_status, {}),
             }
         ).encode()
 
