@@ -16,6 +16,9 @@ from pydantic import Field, model_validator
 
 from energybid.agent.budget import DEFAULT, LEAST
 from energybid.agent.buses import AnyBusModel, AsciiBusModel, BusModel, MeterModel, Name, RtuBusModel
+from energybid.agent.market.config import MarketModel
+from energybid.agent.market.plan import MarketPlan
+from energybid.agent.market.wiring import Known, market_plan
 from energybid.agent.plan import AgentPlan, JournalPlan, StatusPlan, UplinkPlan
 from energybid.agent.proxies import ProxyModel, control_faults
 from energybid.core.cose import PrivateKey, PublicKey
@@ -104,6 +107,7 @@ class GatewayFile(Settings):
     logs: LogsModel = LogsModel()
     bus: list[BusModel] = Field(min_length=1, max_length=64)
     proxy: list[ProxyModel] = Field(default_factory=list, max_length=16)
+    market: MarketModel | None = None
 
     @model_validator(mode="after")
     def _unique(self) -> "GatewayFile":
@@ -125,6 +129,8 @@ class GatewayFile(Settings):
         faults += self._proxy_faults()
         if self.uplink and not self.keys.headend:
             faults.append("keys.headend is missing: the head-end's public key is needed with [uplink]")
+        if self.market and not self.uplink:
+            faults.append("uplink is missing: the [market] is reached through its broker")
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -226,6 +232,7 @@ class _Planner:
         by_name = {bus.name: bus for bus in buses}
         for number, proxy in enumerate(proxies):
             self._faults.add(f"proxy[{number}]", control_faults(proxy, by_name[proxy.bus]))
+        market = self._faults.attempt("market", lambda: self._market(buses), between=".")
         if self._faults.lines:
             raise ConfigurationError(self._faults.lines)
         return AgentPlan(
@@ -250,6 +257,7 @@ class _Planner:
             drivers={bus.kind: drivers[bus.kind] for bus in buses},
             json_logs=file.logs.format == "json",
             proxies=proxies,
+            market=market,
         )
 
     def _pem(self, name: str, check: Callable[[bytes], object]) -> bytes:
@@ -259,6 +267,14 @@ class _Planner:
         except ValueError as error:
             raise ValueError(f"{self._base / name}: {error}") from None
         return pem
+
+    def _market(self, buses: tuple[BusPlan, ...]) -> MarketPlan | None:
+        if self._file.market is None:
+            return None
+        meters: dict[str, Known | None] = {meter.name: None for bus in self._file.bus for meter in bus.meter}
+        for bus in buses:
+            meters |= {meter.name: Known(meter, self._profiles[meter.name]) for meter in bus.meters}
+        return market_plan(self._file.market, meters, self._pem)
 
     def _uplink(self) -> UplinkPlan | None:
         model = self._file.uplink

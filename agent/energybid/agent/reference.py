@@ -12,12 +12,12 @@ import typing
 from collections.abc import Iterator
 from types import NoneType, UnionType
 
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from energybid.agent.config import GatewayFile
-from energybid.core.settings import Duration, Size
+from energybid.core.settings import Duration, Energy, Power, Size, TimeOfDay
 
 HEAD = """\
 # Configuration of the agent
@@ -25,13 +25,24 @@ HEAD = """\
 Written by `python -m energybid.agent.reference > docs/configuration.md`; do not edit.
 
 `gateway.toml` is checked whole by `energybid config check`: every fault is reported at once, unknown keys too.
-Durations are text with a unit (`"250 ms"`, `"5 s"`, `"1 min"`, `"2 h"`, `"1 d"`), sizes too (`"512 KiB"`, `"2 GiB"`).
+Durations are text with a unit (`"250 ms"`, `"5 s"`, `"1 min"`, `"2 h"`, `"1 d"`), sizes too (`"512 KiB"`, `"2 GiB"`),
+powers (`"500 W"`, `"4.2 kW"`), energies (`"500 Wh"`, `"13.5 kWh"`) and times of day (`"07:30"`).
 Relative paths begin at the file.
 """
 
 
-SIZE = typing.get_args(Size)[1]
-"""What makes an integer a size."""
+KINDS = {
+    typing.get_args(kind)[1]: name
+    for kind, name in (
+        (Duration, "duration"),
+        (Size, "size"),
+        (Power, "power"),
+        (Energy, "energy"),
+        (TimeOfDay, "time"),
+    )
+}
+"""What makes a number one with a unit → what it is called."""
+UNITS = {"power": "W", "energy": "Wh"}
 
 
 def docstrings(model: type[BaseModel]) -> dict[str, str]:
@@ -47,26 +58,29 @@ def docstrings(model: type[BaseModel]) -> dict[str, str]:
     return found
 
 
+def _kind(metadata: typing.Iterable[object]) -> str | None:
+    return next((KINDS[mark] for mark in metadata if isinstance(mark, BeforeValidator) and mark in KINDS), None)
+
+
 def _type(annotation: object) -> str:
-    if annotation in {float, Duration}:
-        return "duration"
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
-        return _type(typing.get_args(annotation)[0])
+        inner, *metadata = typing.get_args(annotation)
+        return _kind(metadata) or _type(inner)
     if origin is typing.Literal:
         return " or ".join(f"`{value!r}`".replace("'", '"') for value in typing.get_args(annotation))
     if origin in {typing.Union, UnionType}:
-        return _type(next(a for a in typing.get_args(annotation) if a is not NoneType))
+        return " or ".join(_type(a) for a in typing.get_args(annotation) if a is not NoneType)
     if origin is list:
         return f"list of {_type(typing.get_args(annotation)[0])}"
-    names: dict[object, str] = {str: "text", int: "integer", bool: "true or false"}
+    names: dict[object, str] = {str: "text", int: "integer", float: "number", bool: "true or false"}
     return names.get(annotation, "table")
 
 
 def _bounds(field: FieldInfo) -> str:
-    words = {"ge": "≥", "le": "≤", "min_length": "length ≥", "max_length": "length ≤", "pattern": "matches"}
+    words = {"ge": "≥", "gt": ">", "le": "≤", "min_length": "length ≥", "max_length": "length ≤", "pattern": "matches"}
     parts = []
-    sized = SIZE in field.metadata
+    sized = _kind(field.metadata) == "size"
     for constraint in field.metadata:
         for name, word in words.items():
             value = getattr(constraint, name, None)
@@ -90,6 +104,10 @@ def _duration(seconds: float) -> str:
     return f'`"{seconds * 1000:g} ms"`'
 
 
+def _amount(number: int) -> str:
+    return f"{number // 1000} k" if number and number % 1000 == 0 else f"{number} "
+
+
 def _size(size: int) -> str:
     for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if size % unit == 0:
@@ -104,11 +122,22 @@ def _default(field: FieldInfo, kind: str) -> str:
         return "–"
     if kind == "duration":
         return _duration(field.default)
-    if kind == "size":
-        return f"`{_size(field.default)}`"
-    if isinstance(field.default, bool):
-        return f"`{str(field.default).lower()}`"
-    return f'`"{field.default}"`' if isinstance(field.default, str) else f"`{field.default}`"
+    return f"`{_written(field.default, kind)}`"
+
+
+def _written(default: object, kind: str) -> str:
+    """As it would stand in the file."""
+    match default:
+        case bool():
+            return str(default).lower()
+        case int() if kind == "size":
+            return _size(default)
+        case int() if kind in UNITS:
+            return f'"{_amount(default)}{UNITS[kind]}"'
+        case str():
+            return f'"{default}"'
+        case _:
+            return f"{default}"
 
 
 def tables(model: type[BaseModel], path: str = "", seen: set[type[BaseModel]] | None = None) -> Iterator[str]:
@@ -124,7 +153,7 @@ def tables(model: type[BaseModel], path: str = "", seen: set[type[BaseModel]] | 
             label = f"{path}.{name}" if path else name
             inner += [(f"[[{label}]]" if array else f"[{label}]", m) for m in models]
             continue
-        kind = "size" if SIZE in field.metadata else _type(field.annotation)
+        kind = _kind(field.metadata) or _type(field.annotation)
         cells = (f"`{name}`", kind, _bounds(field), _default(field, kind), texts.get(name, ""))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     if rows:

@@ -83,9 +83,8 @@ class EvPlan(AssetPlan):
 
     least_w: int
     most_w: int
-    efficiency: float
     wanted_wh: int
-    """To be charged between arrival and departure."""
+    """To be charged between arrival and departure; energy as the charger counts it."""
     capacity_wh: int
     """Most that is charged in one stay."""
     shortage_price: float
