@@ -7,7 +7,8 @@ from fractions import Fraction
 from typing import Any
 
 import plain_baseline
-from stranger import cbor, checkpoint, entry, included, is_bytes, is_int, is_uint, leaf, need, receipt, signed
+from stranger import cbor, checkpoint, is_int, is_uint, need, receipt, signed
+from stranger_proof import continues, disclosed, path
 
 PPM = 100
 
@@ -48,16 +49,9 @@ def settlement(file: bytes, pems: dict[str, str]) -> tuple[list[int], list[int],
     _, programme, meter, imports, exports, interval_ms, days, listed = inputs
     need(is_uint(interval_ms) and interval_ms and made[5] % interval_ms == 0, "interval")
     need(days == sorted(set(days)) and [at for at, _ in listed] == sorted({at for at, _ in listed}), "order")
-    need(isinstance(logs, list) and 0 < len(logs) <= 16, "logs")
-
     points: dict[bytes, list[Any]] = {imports: [], exports: []}
-    for log in logs:
-        need(isinstance(log, list) and len(log) == 3 and is_bytes(log[0], len(log[0])), "log")
-        head = checkpoint(signed(log[0], pems["log"]))
-        need(head[0] == bid[2], "another gateway")
-        if log[1] is not None:
-            need(receipt(signed(log[1], pems["headend"]))[:4] == head[:4], "receipt")
-        read(log[2], head, meter, points)
+    for found, _ in read_logs(logs, bid[2], pems).values():
+        read(found, meter, points)
     loads = {at: wh for at, wh in listed if is_int(wh)}
     known = {at: net(points, imports, exports, at, interval_ms) for at in loads}
     need(known == loads, "the loads are not those of the readings")
@@ -76,18 +70,57 @@ def settlement(file: bytes, pems: dict[str, str]) -> tuple[list[int], list[int],
     return baseline, actual, amount
 
 
-def read(disclosed: Any, head: list[Any], meter: str, points: dict[bytes, list[Any]]) -> None:
+Found = dict[int, list[Any]]
+
+
+def read_logs(logs: Any, origin: str, pems: dict[str, str]) -> dict[bytes, tuple[Found, list[tuple[int, int]]]]:
+    """For each epoch its entries by sequence, and (size, time) of the receipts."""
+    need(isinstance(logs, list) and 0 < len(logs) <= 64, "logs")
+    epochs: dict[bytes, tuple[Found, list[tuple[int, int]]]] = {}
+    before: list[Any] = [None, None]
+    for log in logs:
+        need(isinstance(log, list) and len(log) == 4 and isinstance(log[0], bytes), "log")
+        head = checkpoint(signed(log[0], pems["log"]))
+        need(head[0] == origin, "another gateway")
+        if head[1] == before[1]:
+            need(before[2] < head[2] and before[8] < head[8], "order of the parts")
+            need(continues(before[2], head[2], path(log[2]), before[3], head[3]), "another history")
+        else:
+            need(log[2] == b"" and head[1] not in epochs, "parts apart")
+        found, receipts = epochs.setdefault(head[1], ({}, []))
+        if log[1] is not None:
+            stored = receipt(signed(log[1], pems["headend"]))
+            need(stored[:4] == head[:4], "receipt")
+            receipts.append((head[2], stored[4]))
+        need(isinstance(log[3], list) and log[3], "entries")
+        last = -1
+        for each in log[3]:
+            sequence, array = disclosed(each, head[2], head[3])
+            need(sequence > last and sequence not in found, "order")
+            found[sequence], last = array, sequence
+        before = head
+    return epochs
+
+
+def logged(file: bytes, pems: dict[str, str]) -> dict[str, tuple[int, int | None]]:
+    """(Sequence, time of the first receipt) of the round's messages that the gateway's log holds."""
+    _, raw_round, raw_bid, raw_award, raw_done, raw_statement, _, logs = cbor(file)
+    names = {raw_round: "round", raw_bid: "bid", raw_award: "award", raw_statement: "statement"}
+    names |= {} if raw_done is None else {raw_done: "confirmation"}
+    kinds = ["round", "bid", "award", "confirmation", "statement"]
+    told = {}
+    for found, receipts in read_logs(logs, cbor(signed(raw_bid, pems["gateway"]))[3], pems).values():
+        for sequence, array in sorted(found.items()):
+            if array[:2] == [1, 7] and array[4] == 0:
+                what = names.get(array[5])
+                if what is not None and kinds.index(what) == array[3]:
+                    times = [time_ms for size, time_ms in receipts if size > sequence]
+                    told.setdefault(what, (sequence, min(times) if times else None))
+    return told
+
+
+def read(found: Found, meter: str, points: dict[bytes, list[Any]]) -> None:
     """Registers of the meter in one log: (time, register, serial, status)."""
-    need(isinstance(disclosed, list) and disclosed, "entries")
-    found: dict[int, list[Any]] = {}
-    for each in disclosed:
-        need(isinstance(each, list) and len(each) == 3, "entry")
-        sequence, canonical, path = each
-        need(is_uint(sequence) and isinstance(canonical, bytes) and isinstance(path, bytes), "entry")
-        need(len(path) % 32 == 0 and (not found or sequence > max(found)), "path or order")
-        hashes = [path[n : n + 32] for n in range(0, len(path), 32)]
-        need(included(leaf(canonical), sequence, head[2], hashes) == head[3], "inclusion")
-        found[sequence] = entry(canonical)
     boots = {at: array[3] for at, array in found.items() if array[1] == 1}
     anchors = [(array[3], array[5], array[4]) for array in found.values() if array[1] == 1 and array[6] == 2]
     anchors += [

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from energybid.core.cose import PrivateKey
 from energybid.core.disclosure import Disclosed
-from energybid.core.entries import Declaration, Epoch, Reading, Start
+from energybid.core.entries import Declaration, Epoch, MarketKind, MarketMessage, Reading, Start
 from energybid.core.evidence import Receipt, sign_receipt
 from energybid.core.log import Log
 from energybid.core.quantities import ClockState, Obis
-from energybid.core.tree import Frontier, inclusion_proof, leaf_hash
+from energybid.core.tree import Frontier, consistency_proof, inclusion_proof, leaf_hash
 from energybid.sync import market
 from energybid.sync.bundle import Bundle, Inputs, LogPart
 from energybid.sync.market import Award, Bid, Conduct, Confirmation, Pricing, Round, Statement, Verdict
@@ -59,14 +59,53 @@ ENTRIES = [
 """At the round's beginning the register is 10,995 by a line between 10,985 and 11,015: 1/3 of 30 s and of 30 Wh."""
 
 
-def log_part(entries, *, epoch=b"e" * 16, receipt=True, origin=ORIGIN):
+def log_parts(entries, cuts=(), *, epoch=b"e" * 16, receipt=True, origin=ORIGIN):
+    """The log in parts: one under a checkpoint at each of the cuts, and one under the last."""
     log = Log(origin=origin, epoch=epoch, secret=epoch * 2, signer=LOG_KEY, frontier=Frontier(), counter=0)
-    raw = [log.salts.canonical(log.append(entry), entry) for entry in entries]
-    signed = log.checkpoint(BEGINS_MS + 1_000_000, ClockState.SYNCHRONISED)
+    raw = [log.salts.canonical(at, entry) for at, entry in enumerate(entries)]
     leaves = list(map(leaf_hash, raw))
-    disclosed = tuple(Disclosed(at, each, tuple(inclusion_proof(leaves, at))) for at, each in enumerate(raw) if at != 0)
-    stored = Receipt(*signed.checkpoint[:4], BEGINS_MS + 1_001_000)
-    return LogPart(signed.message(), sign_receipt(stored, HEADEND_KEY) if receipt else None, disclosed)
+    parts, before = [], 0
+    for size in (*cuts, len(entries)):
+        for entry in entries[before:size]:
+            log.append(entry)
+        time_ms = TIMES_MS.get(size, BEGINS_MS + 1_000_000)
+        signed = log.checkpoint(time_ms, ClockState.SYNCHRONISED)
+        stored = sign_receipt(Receipt(*signed.checkpoint[:4], time_ms + 1_000), HEADEND_KEY)
+        disclosed = tuple(
+            Disclosed(at, raw[at], tuple(inclusion_proof(leaves[:size], at))) for at in range(max(before, 1), size)
+        )
+        path = tuple(consistency_proof(leaves[:size], before)) if before else ()
+        parts.append(LogPart(signed.message(), stored if receipt else None, path, disclosed))
+        before = size
+    return tuple(parts)
+
+
+def log_part(entries, **given):
+    return log_parts(entries, **given)[0]
+
+
+TIMES_MS = {5: BEGINS_MS - 400_000, 8: BEGINS_MS - 50_000}
+"""When the log was that long."""
+
+
+def told(kind, message, offset_ms):
+    return MarketMessage(
+        kind, 0, message, 0, BEGINS_MS + offset_ms, ClockState.SYNCHRONISED, 1, 3_601_000 + offset_ms
+    )  # fmt: skip
+
+
+def logged(announced, bidden, awarded, done):
+    """The log's entries with the market's messages among them."""
+    return [
+        *ENTRIES[:3],
+        told(MarketKind.ROUND, announced, -590_000),
+        told(MarketKind.BID, bidden, -500_000),
+        *ENTRIES[3:5],
+        told(MarketKind.AWARD, awarded, -58_000),
+        *ENTRIES[5:7],
+        told(MarketKind.CONFIRMATION, done, 900_010),
+        *ENTRIES[7:],
+    ]
 
 
 ROUND = Round(
@@ -91,6 +130,7 @@ def bundle(  # noqa: PLR0913  its parts
     )  # fmt: skip
     awarded = market.sign(award, keys["market"])
     done = Confirmation(MARKET, 7, ORIGIN, market.digest(awarded), begins_ms + 5, Conduct.FOLLOWED, "-")
+    confirmed = market.sign(done, keys["gateway"])
     inputs = inputs or Inputs(
         PROGRAMME, "main", IMPORT, EXPORT, QUARTER_MS, (), ((BEGINS_MS - QUARTER_MS, 995), (BEGINS_MS, 5))
     )
@@ -101,8 +141,8 @@ def bundle(  # noqa: PLR0913  its parts
         sha256(inputs.encode()).digest(),
     )  # fmt: skip
     return Bundle(
-        announced, bidden, awarded, market.sign(done, keys["gateway"]), market.sign(statement, keys["market"]),
-        inputs.encode(), parts or (log_part(ENTRIES),),
+        announced, bidden, awarded, confirmed, market.sign(statement, keys["market"]), inputs.encode(),
+        parts or log_parts(logged(announced, bidden, awarded, confirmed), (5, 8)),
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from energybid.agent.rows import Acknowledged
 from energybid.bidding.baseline_rules import Beyond, Payment, names, text_of
 from energybid.bidding.curve import Curve, Step
 from energybid.bidding.settlement import Point, Register, Terms, load, settle
-from energybid.core import cbor, cose
+from energybid.core import cbor
 from energybid.core.cose import PrivateKey
 from energybid.core.entries import Clock, Epoch, Reading, Start
 from energybid.core.errors import EvidenceError
@@ -33,9 +33,11 @@ from energybid.core.quantities import Status
 from energybid.core.tree import Frontier
 from energybid.sync import market
 from energybid.sync.bundle import Inputs, is_bundle, parse_bundle, parse_inputs
-from energybid.sync.gather import gather, prepare
+from energybid.sync.gather import chosen
+from energybid.sync.index import LogIndex
 from energybid.sync.market import Award, Bid, Pricing
-from energybid.sync.recompute import register_loads, settle_round, verify
+from energybid.sync.recompute import register_loads, verify
+from energybid.sync.settling import Logs, Messages, Never, Ready, Waiting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -188,17 +190,42 @@ def test_the_golden_bundle_agrees():
 
 def test_a_stranger_recomputes_the_golden_bundle():
     assert stranger_settlement.settlement(DATA, GOLDEN["keys"]) == ([995], [5], 2_475)
+    told = {each.what: (each.sequence, each.receipt_ms) for each in verify(DATA, trusted).proven.logged}
+    assert stranger_settlement.logged(DATA, GOLDEN["keys"]) == told
+    begins_ms = golden.BEGINS_MS
+    assert told["bid"] == (4, begins_ms - 399_000), "before the gate"
+    assert told["award"] == (7, begins_ms - 49_000), "before the interval"
+    assert told.keys() == {"round", "bid", "award", "confirmation"}
+
+
+def refused(data):
+    with pytest.raises(EvidenceError):
+        verify(data, trusted)
+
+
+def small():
+    """As little as settles: no confirmation, no entries of messages, four readings."""
+    part = golden.log_part(golden.ENTRIES[:7])
+    return golden.bundle()._replace(confirmation=None, logs=(part._replace(entries=part.entries[1:]),)).encode()
 
 
 def test_any_changed_bit_is_found():
-    """Every bit of the file; a stranger, who is slower, looks at a few of them."""
-    number = int.from_bytes(DATA, "big")
-    for bit in range(8 * len(DATA)):
-        with pytest.raises(EvidenceError):
-            verify((number ^ 1 << bit).to_bytes(len(DATA), "big"), trusted)
-        if bit % 131 == 0:
+    """Every bit of a small file."""
+    data = small()
+    assert verify(data, trusted).agrees
+    number = int.from_bytes(data, "big")
+    for bit in range(8 * len(data)):
+        refused((number ^ 1 << bit).to_bytes(len(data), "big"))
+
+
+def test_any_changed_byte_is_found():
+    """A bit of each byte of the golden file; a stranger, who is slower, looks at a few of them."""
+    for at in range(len(DATA)):
+        changed = DATA[:at] + bytes([DATA[at] ^ 1 << at % 8]) + DATA[at + 1 :]
+        refused(changed)
+        if at % 17 == 0:
             with pytest.raises((stranger.Refused, KeyError, TypeError, IndexError, ValueError)):
-                stranger_settlement.settlement((number ^ 1 << bit).to_bytes(len(DATA), "big"), GOLDEN["keys"])
+                stranger_settlement.settlement(changed, GOLDEN["keys"])
 
 
 def test_any_cut_or_longer_file_is_refused():
@@ -248,7 +275,7 @@ def test_inputs_that_are_not_what_was_read(loads, differs):
 
 
 def test_energy_is_the_same_from_two_epochs_and_without_receipt():
-    first, second = golden.ENTRIES[:5], [golden.ENTRIES[0], *golden.ENTRIES[1:3], *golden.ENTRIES[5:]]
+    first, second = golden.ENTRIES[:5], [*golden.ENTRIES[:3], *golden.ENTRIES[5:]]
     parts = (golden.log_part(first, receipt=False), golden.log_part(second, epoch=b"f" * 16))
     data = golden.bundle(parts=parts).encode()
     assert verify(data, trusted).agrees
@@ -272,6 +299,7 @@ def test_as_bid_pricing_and_a_schedule():
 
 
 SHORT = golden.log_part(golden.ENTRIES[:5])
+FOREIGN = golden.log_part(golden.ENTRIES, epoch=b"f" * 16)
 OTHER = PrivateKey.from_entropy(b"other..." * 6)
 
 
@@ -283,12 +311,18 @@ OTHER = PrivateKey.from_entropy(b"other..." * 6)
         (lambda b: b._replace(award=golden.bundle(net_w=1).award), "confirmation is for another award"),
         (lambda b: b._replace(award=golden.bundle(net_w=1).award, confirmation=None), "statement is for another award"),
         (lambda b: b._replace(inputs=INPUTS._replace(meter="x").encode()), "names other inputs"),
-        (lambda b: b._replace(logs=()), "1 to 16 logs"),
+        (lambda b: b._replace(logs=()), "1 to 64 logs"),
         (lambda b: b._replace(logs=(b.logs[0]._replace(receipt=b.statement),)), "receipt: signed by key"),
         (lambda b: b._replace(logs=(b.logs[0]._replace(receipt=SHORT.receipt),)), "another log"),
         (lambda b: b._replace(logs=(b.logs[0]._replace(entries=b.logs[0].entries[::-1]),)), "out of order"),
         (lambda b: b._replace(logs=(b.logs[0]._replace(entries=()),)), "entries are wanted"),
-        (lambda b: b._replace(logs=(b.logs[0]._replace(entries=b.logs[0].entries[2:]),)), "not a declaration"),
+        (lambda b: b._replace(logs=(SHORT._replace(entries=SHORT.entries[2:]),)), "not a declaration"),
+        (lambda b: b._replace(logs=(b.logs[0], b.logs[2])), "consistency"),
+        (lambda b: b._replace(logs=(b.logs[1], b.logs[0])), "a path|inclusion|stand apart"),
+        (lambda b: b._replace(logs=(b.logs[0], SHORT, b.logs[1])), "out of order"),
+        (lambda b: b._replace(logs=(b.logs[0], FOREIGN, *b.logs[1:])), "stand apart"),
+        (lambda b: b._replace(logs=(b.logs[0], b.logs[1]._replace(path=b.logs[2].path))), "consistency"),
+        (lambda b: b._replace(logs=(b.logs[0]._replace(path=(bytes(32),)),)), "stand apart"),
         (lambda b: b._replace(logs=(golden.log_part(golden.ENTRIES, origin="acme/gw-8"),)), "of another gateway"),
         (lambda b: b._replace(bid=bytes(5_000)), "too long"),
     ],
@@ -428,7 +462,7 @@ def test_show(folder, capsys):
     out = energybid(capsys, "show", "round.bundle").out
     assert "NOT CHECKED" in out
     assert "amount: 2475" in out
-    assert "2 intervals of 15 min from 7 entries of 1 logs, 1 with receipt" in out
+    assert "2 intervals of 15 min from 11 entries of 3 parts of logs, 3 with receipt" in out
     facts = json.loads(energybid(capsys, "show", "round.bundle", "--json").out)
     assert (facts["verified"], facts["verdict"], facts["award"]["net_w"]) == (None, "awarded", 0)
     (folder / "bare.bundle").write_bytes(golden.bundle()._replace(confirmation=None).encode())
@@ -504,31 +538,60 @@ def history(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["caiso-5-in-10", "pjm-high-4-of-5", "pjm-same-day-3-2"])
 def test_a_round_from_the_journal_to_a_strangers_money(history, name):
-    made = golden.ROUND._replace(
-        programme=name, time_ms=EVENT_MS - 600_000, gate_ms=EVENT_MS - 120_000, begins_ms=EVENT_MS,
-        duration_ms=3_600_000,
-    )  # fmt: skip
-    asked = Inputs(text_of(name), "main", golden.IMPORT, None, 3_600_000, (), ())
-    inputs, (part,) = prepare([history], made, asked)
-    offered = market.parse(Bid, cose.peek(golden.bundle().bid)[1])
-    awarded = market.parse(Award, cose.peek(golden.bundle().award)[1])
-    baseline, settled = settle_round(made, offered, awarded, inputs)
+    made, offered, awarded = round_of(name)
+    logs = Logs("main")
+    logs.read([history])
+    ready = logs.settle(made, offered, awarded, asked(name))
+    assert isinstance(ready, Ready)
+    _, baseline, settled = ready
     stated = (settled.baseline_wh, settled.actual_wh, settled.amount)
-    bundle = golden.bundle(made=made, inputs=inputs, parts=(part,), stated=stated, begins_ms=EVENT_MS)
+    messages = golden.bundle(made=made, inputs=ready.inputs, stated=stated, begins_ms=EVENT_MS)
+    bundle = logs.bundle(Messages(*messages[:5]), ready.inputs)
     outcome = verify(bundle.encode(), trusted)
     assert outcome.agrees, outcome.checks
     assert outcome.settled.lines[0].delivered_wh > 150, "the site did use less"
     assert stranger_settlement.settlement(bundle.encode(), GOLDEN["keys"])[2] == stated[2]
-    assert len(part.entries) < len(list(history.entries(0, 10_000))) / 2, "only what is needed"
+    assert len(bundle.logs[0].entries) < len(list(history.entries(0, 10_000))) / 2, "only what is needed"
     report = command.explain(bundle.encode(), {k.public.kid: [(r, k.public, r)] for r, k in golden.ROLES.items()})
     assert report["receipts"] == 1
     assert "says itself that the constants of" in command.words("x", report)
     assert [day["day"] for day in report["days"]] == [day.isoformat() for day, _, _ in baseline.days]
 
 
+def round_of(name, begins_ms=EVENT_MS):
+    made = golden.ROUND._replace(
+        programme=name, time_ms=begins_ms - 600_000, gate_ms=begins_ms - 120_000, begins_ms=begins_ms,
+        duration_ms=3_600_000,
+    )  # fmt: skip
+    messages = golden.bundle(made=made, begins_ms=begins_ms)
+    return made, market.told(Bid, messages.bid), market.told(Award, messages.award)
+
+
+def asked(name, **given):
+    return Inputs(text_of(name), "main", golden.IMPORT, None, 3_600_000, (), ())._replace(**given)
+
+
+def test_what_can_not_be_settled_says_why(history):
+    logs = Logs("main")
+    made, offered, awarded = round_of("pjm-same-day-3-2")
+    early = logs.settle(made, offered, awarded, asked("pjm-same-day-3-2"))
+    assert isinstance(early, Waiting), "nothing was read yet"
+    logs.read([history])
+    late = EVENT_MS + 5 * 3_600_000
+    waiting = logs.settle(*round_of("pjm-same-day-3-2", late), asked("pjm-same-day-3-2"))
+    assert waiting == Waiting("2 of 5 intervals around the event are missing", late + 4 * 3_600_000)
+    days = asked("ercot-middle-8-of-10")
+    assert isinstance(logs.settle(*round_of("ercot-middle-8-of-10", EVENT_MS - 8 * 86_400_000), days), Never)
+    nothing = awarded._replace(verdict=market.Verdict.NO_TRADE)
+    assert logs.settle(made, offered, nothing, days) == Never("nothing was awarded")
+    exports = asked("pjm-same-day-3-2", exports=b"export")
+    assert isinstance(logs.settle(made, offered, awarded, exports), Waiting), "such a register never came"
+
+
 def test_a_meter_that_is_not_in_the_log(history):
-    inputs = Inputs(b"", "cellar", golden.IMPORT, golden.EXPORT, 3_600_000, (), ())
-    assert gather(history, inputs, [EVENT_MS]) is None
+    index = LogIndex("cellar")
+    index.grow(history)
+    assert not chosen(index, history, asked("none"), [EVENT_MS])
 
 
 class Pruned:
@@ -542,10 +605,11 @@ class Pruned:
 
 
 def test_a_log_whose_declaration_was_pruned(history):
-    inputs = Inputs(b"", "main", golden.IMPORT, None, 3_600_000, (), ())
+    pruned, index = Pruned(history, 10), LogIndex("main")
+    index.grow(pruned)
     with pytest.raises(LostError, match="declaration 2 is not kept here any more: ask the head-end"):
-        gather(Pruned(history, 10), inputs, [EVENT_MS])
-    assert gather(history, inputs, []) is None
+        chosen(index, pruned, asked("none"), [EVENT_MS])
+    assert not chosen(index, pruned, asked("none"), [])
 
 
 # ---------------------------------------------------------------- whatever comes

@@ -47,6 +47,7 @@ class JournalHistory:
         self._journal = journal
         self._low = row.number << SEQUENCE_BITS
         self._salts = Salts(row.secret)
+        self._last: tuple[tuple[int, int], list[Entry]] | None = None
         self.first = next((segment.first for segment in journal.segments(row.number, 0)), 0)
 
     # ------------------------------------------------------------ the tree
@@ -89,9 +90,14 @@ class JournalHistory:
         for segment in self._journal.segments(self._row.number, first):
             if segment.first >= end:
                 break
-            for sequence, entry in enumerate(segment.entries(), segment.first):
-                if first <= sequence < end:
-                    yield sequence, entry
+            at = max(first, segment.first)
+            yield from enumerate(self._unpacked(segment)[at - segment.first : end - segment.first], at)
+
+    def _unpacked(self, segment: Segment) -> list[Entry]:
+        """A segment's entries; a proof asks for the same one again and again."""
+        if self._last is None or self._last[0] != (segment.first, segment.end):
+            self._last = (segment.first, segment.end), segment.entries()
+        return self._last[1]
 
     def canonical(self, sequence: int) -> bytes:
         """Canonical bytes of a kept entry."""

@@ -1,9 +1,9 @@
 """The evidence bundle of a settled round: one file from which anybody recomputes the money (docs/settlement.md).
 
-It holds the round's signed messages, the readings with inclusion proofs under the gateway's checkpoints and the
-head-end's receipts, and the baseline's inputs, whose hash the market signed in its statement. Here: the format, read
-strictly. Never here: verifying, which is ``recompute``. Whatever stands in a file is signed, hashed into what is
-signed, or has one permitted encoding: any change is refused.
+It holds the round's signed messages, the log's entries of them and the readings, both with inclusion proofs under the
+gateway's checkpoints and the head-end's receipts, and the baseline's inputs, whose hash the market signed in its
+statement. Here: the format, read strictly. Never here: verifying, which is ``recompute``. Whatever stands in a file is
+signed, hashed into what is signed, or has one permitted encoding: any change is refused.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 BUNDLE = "energybid settlement 1"
 INPUTS = "energybid settlement inputs 1"
 FILE_MAX = 16 << 20
-LOGS_MAX = 16
+LOGS_MAX = 64
 ENTRIES_MAX = 65_536
-"""In one log."""
+"""In one part of a log."""
 LOADS_MAX = 65_536
 EVENTS_MAX = 512
 METER_MAX = 255
@@ -57,10 +57,12 @@ class Inputs(NamedTuple):
 
 
 class LogPart(NamedTuple):
-    """Entries of one epoch, proven under one checkpoint."""
+    """Entries of one epoch, proven under one checkpoint; an epoch may have several parts, which follow one another."""
 
     checkpoint: bytes
     receipt: bytes | None
+    path: tuple[bytes, ...]
+    """Consistency proof from the part before, where that is of the same epoch; else empty."""
     entries: tuple[Disclosed, ...]
     """By sequence."""
 
@@ -78,11 +80,12 @@ class Bundle(NamedTuple):
 
     def encode(self) -> bytes:
         """The file's bytes."""
-        logs = [
-            (part.checkpoint, part.receipt, [(e.sequence, e.canonical, b"".join(e.path)) for e in part.entries])
-            for part in self.logs
-        ]
-        return cbor.encode((BUNDLE, *self[:-1], logs))
+        return cbor.encode((BUNDLE, *self[:-1], list(map(_encoded, self.logs))))
+
+
+def _encoded(part: LogPart) -> tuple[Any, ...]:
+    entries = [(each.sequence, each.canonical, b"".join(each.path)) for each in part.entries]
+    return part.checkpoint, part.receipt, b"".join(part.path), entries
 
 
 def is_bundle(data: bytes) -> bool:
@@ -136,20 +139,24 @@ def parse_bundle(data: bytes) -> Bundle:
 
 
 def _log(item: Any) -> LogPart:  # noqa: ANN401
-    need(isinstance(item, list) and len(item) == 3, "a log is [checkpoint, receipt, entries]")  # noqa: PLR2004
-    checkpoint, receipt, entries = item
+    need(isinstance(item, list) and len(item) == 4, "a log is [checkpoint, receipt, path, entries]")  # noqa: PLR2004
+    checkpoint, receipt, path, entries = item
     need(isinstance(entries, list) and 0 < len(entries) <= ENTRIES_MAX, f"1 to {ENTRIES_MAX} entries are wanted")
     found = tuple(map(_entry, entries))
     need(all(a.sequence < b.sequence for a, b in pairwise(found)), "entries are out of order")
-    return LogPart(_message(checkpoint), _optional(receipt), found)
+    return LogPart(_message(checkpoint), _optional(receipt), _path(path), found)
+
+
+def _path(item: Any) -> tuple[bytes, ...]:  # noqa: ANN401
+    need(isinstance(item, bytes) and len(item) % HASH_SIZE == 0 and len(item) <= PATH_MAX * HASH_SIZE, "a path")
+    return tuple(item[at : at + HASH_SIZE] for at in range(0, len(item), HASH_SIZE))
 
 
 def _entry(item: Any) -> Disclosed:  # noqa: ANN401
     need(isinstance(item, list) and len(item) == 3, "an entry is [sequence, canonical bytes, path]")  # noqa: PLR2004
     sequence, canonical, path = item
     need(is_uint(sequence) and isinstance(canonical, bytes) and len(canonical) <= ENTRY_MAX, "an entry's bounds")
-    need(isinstance(path, bytes) and len(path) % HASH_SIZE == 0 and len(path) <= PATH_MAX * HASH_SIZE, "a path")
-    return Disclosed(sequence, canonical, tuple(path[at : at + HASH_SIZE] for at in range(0, len(path), HASH_SIZE)))
+    return Disclosed(sequence, canonical, _path(path))
 
 
 def parse_inputs(data: bytes) -> Inputs:

@@ -15,12 +15,20 @@ from energybid.bidding.baseline import Baseline, Event, compute, needed
 from energybid.bidding.settlement import Load, Point, Register, Settled, Terms, load, settle
 from energybid.core import cose
 from energybid.core.disclosure import explained, same_tree
-from energybid.core.entries import Clock, Declaration, Entry, Reading, Start, parse
+from energybid.core.entries import (
+    Declaration,
+    Entry,
+    MarketKind,
+    MarketMessage,
+    MarketReason,
+    Reading,
+    parse,
+)
 from energybid.core.errors import EvidenceError
 from energybid.core.evidence import Checkpoint, Receipt, parse_checkpoint, parse_receipt
 from energybid.core.quantities import Status
-from energybid.core.timeline import Timeline
-from energybid.core.tree import leaf_hash, verify_inclusion
+from energybid.core.timeline import Corrected, Timeline
+from energybid.core.tree import leaf_hash, verify_consistency, verify_inclusion
 from energybid.sync import market
 from energybid.sync.bundle import Bundle, Inputs, LogPart, need, parse_bundle, parse_inputs
 from energybid.sync.market import Award, Bid, Confirmation, Pricing, Round, Statement, Verdict
@@ -40,6 +48,19 @@ class Signer(NamedTuple):
     kid: bytes
 
 
+class Logged(NamedTuple):
+    """A message that is an entry of the gateway's log, as one that counts."""
+
+    what: str
+    """round, bid, award, confirmation or statement."""
+    epoch: bytes
+    sequence: int
+    time: Corrected
+    """When it was about to be sent, or had come, by the gateway's clock."""
+    receipt_ms: int | None
+    """When the head-end had stored it at the latest, by its own clock; None: without a receipt nobody knows."""
+
+
 class Proven(NamedTuple):
     """What a bundle says whose every signature, hash and proof holds."""
 
@@ -54,6 +75,8 @@ class Proven(NamedTuple):
     signers: tuple[Signer, ...]
     loads: Mapping[int, Load]
     """From the readings, for every interval that the programme may ask for."""
+    logged: tuple[Logged, ...]
+    """The messages of which the bundle has the log's entries, in the order of that log."""
 
 
 class Check(NamedTuple):
@@ -110,10 +133,7 @@ class _Readings:
     def __init__(self, entries: Sequence[tuple[int, Entry]], meter: str) -> None:
         self._by_sequence = dict(entries)
         self._meter = meter
-        self._timeline = Timeline()
-        for sequence, entry in entries:
-            if isinstance(entry, Start | Clock):
-                self._timeline.add(sequence, entry)
+        self._timeline = _timeline(entries)
 
     def of(self, obis: bytes) -> list[tuple[Point, str | None, int]]:
         """(Point, the meter's serial number, status) of a register, in the log's order."""
@@ -221,6 +241,7 @@ def event_of(made: Round, interval_ms: int) -> Event:
 def _proven(bundle: Bundle, key_for: KeyFor) -> tuple[Proven, baseline_rules.Programme]:
     """Hashes first, they are quick; then signatures; then what the readings say."""
     checkpoints = tuple(map(_included, bundle.logs))
+    _continued(bundle.logs, checkpoints)
     made, offered = market.told(Round, bundle.round), market.told(Bid, bundle.bid)
     awarded, stated = market.told(Award, bundle.award), market.told(Statement, bundle.statement)
     done = None if bundle.confirmation is None else market.told(Confirmation, bundle.confirmation)
@@ -235,13 +256,72 @@ def _proven(bundle: Bundle, key_for: KeyFor) -> tuple[Proven, baseline_rules.Pro
     except (ValueError, OverflowError) as error:
         raise EvidenceError(f"bundle: {error}") from None
     need(all(checkpoint.origin == offered.origin for checkpoint in checkpoints), "a checkpoint is of another gateway")
-    loads = register_loads(map(entries_of, bundle.logs), inputs, wanted)
-    return Proven(made, offered, awarded, done, stated, inputs, checkpoints, receipts, signers, loads), programme
+    entries = _by_epoch(bundle.logs, checkpoints)
+    loads = register_loads((sorted(each.items()) for each in entries.values()), inputs, wanted)
+    logged = _logged(bundle, entries, checkpoints, receipts)
+    return Proven(
+        made, offered, awarded, done, stated, inputs, checkpoints, receipts, signers, loads, logged
+    ), programme
 
 
-def entries_of(part: LogPart) -> list[tuple[int, Entry]]:
-    """Entries of a log in a bundle, as ``register_loads`` wants them."""
-    return [(each.sequence, parse(each.canonical)[1]) for each in part.entries]
+def _by_epoch(logs: Sequence[LogPart], checkpoints: Sequence[Checkpoint]) -> dict[bytes, dict[int, Entry]]:
+    """Entries by epoch and sequence."""
+    entries: dict[bytes, dict[int, Entry]] = {}
+    for part, checkpoint in zip(logs, checkpoints, strict=True):
+        known = entries.setdefault(checkpoint.epoch, {})
+        need(not any(each.sequence in known for each in part.entries), "an entry stands in two parts of a log")
+        known |= {each.sequence: parse(each.canonical)[1] for each in part.entries}
+    return entries
+
+
+def _continued(logs: Sequence[LogPart], checkpoints: Sequence[Checkpoint]) -> None:
+    """Parts of one epoch stand together, and each is the beginning of the next: there is one log, not two."""
+    seen: set[bytes] = set()
+    before: Checkpoint | None = None
+    for part, checkpoint in zip(logs, checkpoints, strict=True):
+        if before is not None and before.epoch == checkpoint.epoch:
+            need(before.size < checkpoint.size and before.counter < checkpoint.counter, "parts are out of order")
+            verify_consistency(before.size, checkpoint.size, part.path, before.root, checkpoint.root)
+        else:
+            need(not part.path and checkpoint.epoch not in seen, "parts of an epoch stand apart")
+        seen.add(checkpoint.epoch)
+        before = checkpoint
+
+
+_KINDS = (
+    ("round", MarketKind.ROUND),
+    ("bid", MarketKind.BID),
+    ("award", MarketKind.AWARD),
+    ("confirmation", MarketKind.CONFIRMATION),
+    ("statement", MarketKind.STATEMENT),
+)
+
+
+def _logged(
+    bundle: Bundle,
+    entries: Mapping[bytes, Mapping[int, Entry]],
+    checkpoints: Sequence[Checkpoint],
+    receipts: Sequence[Receipt | None],
+) -> tuple[Logged, ...]:
+    """The bundle's messages among the log's entries."""
+    wanted = {(kind, message): what for what, kind in _KINDS if (message := getattr(bundle, what)) is not None}
+    found = []
+    for epoch, log in entries.items():
+        timeline = _timeline(log.items())
+        bounds = [(c.size, r.time_ms) for c, r in zip(checkpoints, receipts, strict=True) if r and c.epoch == epoch]
+        for sequence, entry in sorted(log.items()):
+            if isinstance(entry, MarketMessage) and entry.reason == MarketReason.NONE:
+                what = wanted.pop((entry.kind, entry.message), None)
+                by_ms = min((time_ms for size, time_ms in bounds if size > sequence), default=None)
+                found += [] if what is None else [Logged(what, epoch, sequence, timeline.correct(entry), by_ms)]
+    return tuple(found)
+
+
+def _timeline(entries: Iterable[tuple[int, Entry]]) -> Timeline:
+    timeline = Timeline()
+    for sequence, entry in sorted(entries):
+        timeline.add(sequence, entry)
+    return timeline
 
 
 def _included(part: LogPart) -> Checkpoint:
@@ -320,8 +400,18 @@ def _terms_checks(proven: Proven, programme: baseline_rules.Programme) -> list[C
         Check("award", offered, f"{award.net_w} W at {award.ticks} ticks, from the bid's curve"),
         Check("price", made.least_ticks <= award.ticks <= made.most_ticks, "within the round's bounds"),
         Check("in time", timely, "bid before the gate, award before the interval, by their own times"),
+        *_order_check(proven.logged),
         Check("programme", programme.name == made.programme, f"{programme.name!r}, round: {made.programme!r}; {file}"),
     ]
+
+
+def _order_check(logged: Sequence[Logged]) -> list[Check]:
+    """A log that holds several of the messages holds them in their order."""
+    order = [what for what, _ in _KINDS]
+    places = [(order.index(each.what), each.epoch, each.sequence) for each in logged]
+    pairs = [(a, b) for a in places for b in places if a[0] < b[0] and a[1] == b[1]]
+    said = ", ".join(f"{each.what} at {each.sequence}" for each in logged)
+    return [Check("order in the log", all(a[2] < b[2] for a, b in pairs), said)] if pairs else []
 
 
 def _loads_check(proven: Proven) -> Check:

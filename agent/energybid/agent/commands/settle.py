@@ -288,6 +288,6 @@ def _show_text(name: str, facts: dict[str, Any]) -> str:
     receipts = sum(part["receipt"] for part in facts["logs"])
     meter = (
         f"meter {facts['meter']!r}: {facts['intervals']} intervals of {facts['interval_ms'] // 60_000} min"
-        f" from {entries} entries of {len(facts['logs'])} logs, {receipts} with receipt"
+        f" from {entries} entries of {len(facts['logs'])} parts of logs, {receipts} with receipt"
     )
     return "\n".join([*lines, "", meter])
