@@ -47,7 +47,7 @@ from energybid.core.evidence import Checkpoint, SignedCheckpoint
 from energybid.core.tree import EMPTY_ROOT, Frontier
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from energybid.agent.growing import Commit
     from energybid.core.ports import Database
@@ -324,17 +324,25 @@ class Journal:
             ValueError: Key or value is too long, or the key can not be printed.
             JournalStalledError: The disk refused; nothing is changed.
         """
-        if not (0 < len(key) <= MEMORY_KEY_CHARACTERS and key.isprintable()):
-            raise ValueError(f"a key is 1 to {MEMORY_KEY_CHARACTERS} printable characters, not {key!r}")
-        if len(value) > MEMORY_VALUE_BYTES:
-            raise ValueError(f"{key}: {len(value)} bytes; {MEMORY_VALUE_BYTES} can be remembered")
-        if self._rows("SELECT value FROM memory WHERE key = ?", (key,)) != [(value,)]:
-            self._transaction(
-                [
-                    ("INSERT OR REPLACE INTO memory (key, value) VALUES (?, ?)", (key, value)),
-                    (FORGET, (MEMORY_KEYS, MEMORY_BYTES)),
-                ]
-            )
+        self.remember_all({key: value})
+
+    def remember_all(self, values: Mapping[str, bytes]) -> None:
+        """Keep several values in one transaction: after a power cut there are all of the new ones or all of the old.
+
+        Raises:
+            ValueError: As ``remember``; nothing is changed.
+            JournalStalledError: The disk refused; nothing is changed.
+        """
+        for key, value in values.items():
+            if not (0 < len(key) <= MEMORY_KEY_CHARACTERS and key.isprintable()):
+                raise ValueError(f"a key is 1 to {MEMORY_KEY_CHARACTERS} printable characters, not {key!r}")
+            if len(value) > MEMORY_VALUE_BYTES:
+                raise ValueError(f"{key}: {len(value)} bytes; {MEMORY_VALUE_BYTES} can be remembered")
+        known = "SELECT value FROM memory WHERE key = ?"
+        news = [(key, value) for key, value in values.items() if self._rows(known, (key,)) != [(value,)]]
+        if news:
+            kept = [("INSERT OR REPLACE INTO memory (key, value) VALUES (?, ?)", pair) for pair in news]
+            self._transaction([*kept, (FORGET, (MEMORY_KEYS, MEMORY_BYTES))])
 
     def recall(self, prefix: str = "") -> dict[str, bytes]:
         """What was remembered under keys with this prefix, in the order of writing; nothing in an older journal."""
@@ -361,6 +369,17 @@ class Journal:
         while row is not None:
             yield self._segment(*row)
             row = self._next_row(cursor)
+
+    def segments_back(self, epoch: int, end: int, most: int) -> Iterator[Segment]:
+        """The last segments of an epoch that begin before sequence ``end``, newest first, so many at most."""
+        low = epoch << SEQUENCE_BITS
+        with self._reported():
+            cursor = self._database.execute(
+                f"{ROWS} WHERE key > ? AND key <= ? AND first < ? ORDER BY key DESC LIMIT ?",
+                (low, low | SEQUENCE_MAX, end, most),
+            )
+        while (row := self._next_row(cursor)) is not None:
+            yield self._segment(*row)
 
     def _grown_over(self, low: int, first: int) -> Iterator[Segment]:
         """The segment that has grown over a sequence from a key that is not above it, if there is one."""

@@ -148,13 +148,17 @@ class Recorder:
         """Sequence of this run's Start entry."""
         return self._start
 
-    def append_at_once(self, entry: Known) -> None:
-        """Append an entry that is committed now, not with the interval; left out where there is no room for it."""
+    def append_at_once(self, entry: Known) -> int | None:
+        """Append an entry that is committed now, not with the interval; left out where there is no room for it.
+
+        Returns:
+            Its sequence, or None.
+        """
         if self._overfull():
             logger.error("not logged, for the disk refuses: %s", entry)
-            return
-        self.append(entry)
+            return None
         self._wake.set()
+        return self.append(entry)
 
     def declare(self, declaration: Declaration, replaces: int = -1) -> int:
         """Append a meter's declaration, in place of the one at sequence ``replaces``; returns its sequence."""

@@ -3,8 +3,9 @@
 A round has one state at any time, and one table says what each event makes of it; docs/market.md shows the same table.
 Whatever fails before the interval begins, and in whatever phase, ends in SCHEDULED: the site follows its own schedule,
 as if there were no market.
-What must survive a restart (bids sent, awards and statements accepted) belongs in the log, and ``Rounds.restore`` takes
-it back from there. The log has no entries for it yet, and no process holds a ``Rounds`` yet.
+What must survive a restart (announcements, awards and statements that were accepted, bids and confirmations that were
+made) is in the log, and ``Rounds.restore`` takes it back from there. ``energybid.agent.market.bidder`` holds the rounds
+of the running agent.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from energybid.core import cose
 from energybid.core.errors import EvidenceError
 from energybid.sync import market
-from energybid.sync.market import Award, Bid, Round, Statement, Verdict
+from energybid.sync.market import Award, Bid, Confirmation, Round, Statement, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 Answer = Award | Statement
 A = TypeVar("A", Award, Statement)
 
-KEPT = 64
-"""Rounds that are remembered; older ones are in the log."""
+KEPT = 1024
+"""Rounds that are remembered, for statements that come late; older ones are in the log."""
 OPEN_MAX_MS = 2 * 86_400_000
 """A round that begins later than this from now is not taken up: a market's clock or ours is wrong."""
 
@@ -147,14 +148,25 @@ class Known:
 
     round: Round
     round_hash: bytes
+    at_ms: int = 0
+    """When it was announced here."""
     state: State = State.ANNOUNCED
     bid: Bid | None = None
     bid_hash: bytes = b""
+    bid_message: bytes = b""
+    """As it was signed; forgotten when the interval is over."""
     award: Award | None = None
     award_hash: bytes = b""
+    confirmation: bytes = b""
+    """As it was signed."""
     statement: Statement | None = None
     passed: set[Event] = field(default_factory=set)
     """What time has brought already."""
+
+    @property
+    def open(self) -> bool:
+        """Time has still to bring something."""
+        return Event.END not in self.passed
 
     @property
     def ends_ms(self) -> int:
@@ -177,6 +189,11 @@ class Known:
         self.state = following or self.state
         return following is not None
 
+    def shrink(self) -> None:
+        """Keep only what a statement may need: the interval is over, and many rounds are kept."""
+        self.bid_message = b""
+        self.bid = self.bid and self.bid._replace(steps=())
+
 
 class Rounds:
     """All rounds of one market that a gateway still has to do with."""
@@ -191,6 +208,8 @@ class Rounds:
         """
         self._market, self._origin, self._key = market_name, origin, key
         self.known: dict[int, Known] = {}
+        self._open: dict[int, Known] = {}
+        """Those to which time has still to bring something."""
         self._last_number = -1
         self._counters: dict[type[Answer], int] = {Award: 0, Statement: 0}
         """The last one of each kind that was taken."""
@@ -210,7 +229,7 @@ class Rounds:
             raise RefusedMessageError(Reason.LATE, f"round {made.number}")
         if made.begins_ms - now_ms > OPEN_MAX_MS:
             raise RefusedMessageError(Reason.TOO_FAR, f"round {made.number}")
-        return self._remember(Known(made, market.digest(message)))
+        return self._remember(Known(made, market.digest(message), now_ms))
 
     def bid_made(self, bid: Bid, message: bytes) -> None:
         """A bid of ours was logged, before it was sent.
@@ -223,7 +242,7 @@ class Rounds:
             raise ValueError(f"round {bid.number}: the bid is for another announcement, or no newer version")
         if Event.GATE in known.passed or not known.become(Event.BID_MADE):
             raise ValueError(f"round {bid.number}: no bid can be made any more")
-        known.bid, known.bid_hash = bid, market.digest(message)
+        known.bid, known.bid_hash, known.bid_message = bid, market.digest(message), message
 
     def awarded(self, message: bytes, now_ms: int, *, retained: bool = False) -> Known:
         """An award came.
@@ -259,21 +278,39 @@ class Rounds:
         self._counters[Statement] = statement.counter
         return known
 
+    def confirmed(self, confirmation: Confirmation, message: bytes) -> None:
+        """A confirmation of ours was logged, before it was sent; of a round that is not known any more it is over."""
+        known = self.known.get(confirmation.number)
+        if known is not None:
+            known.confirmation = message
+
     # ------------------------------------------------------------ time and people
 
     def advance(self, now_ms: int) -> list[tuple[Known, Event]]:
         """Let time pass: what it brought, in its order. A clock that steps back undoes nothing."""
-        due = [(moment, known) for known in self.known.values() for moment in known.moments() if moment.at_ms <= now_ms]
+        due = [(moment, known) for known in self._open.values() for moment in known.moments() if moment.at_ms <= now_ms]
         brought: list[tuple[Known, Event]] = []
         for moment, known in sorted(due, key=lambda pair: pair[0].at_ms):
             known.passed.add(moment.event)
             if known.become(moment.event):
                 brought.append((known, moment.event))
+            if moment.event is Event.END:
+                known.shrink()
+                self._open.pop(known.round.number, None)
         return brought
+
+    def at(self, now_ms: int) -> Known | None:
+        """The open round whose interval is now; of several the last one announced."""
+        return next((known for known in reversed(self._open.values()) if known.round.begins_ms <= now_ms), None)
+
+    @property
+    def upcoming(self) -> list[Known]:
+        """Rounds whose interval is not over, in the order of their announcement."""
+        return list(self._open.values())
 
     def next_ms(self) -> int | None:
         """When time brings something next."""
-        return min((moment.at_ms for known in self.known.values() for moment in known.moments()), default=None)
+        return min((moment.at_ms for known in self._open.values() for moment in known.moments()), default=None)
 
     def give_up(self, number: int) -> bool:
         """Follow the schedule instead; False where there is nothing to give up."""
@@ -286,7 +323,7 @@ class Rounds:
 
         Args:
             messages: When each was logged, and the message: announcements, awards and statements that were accepted,
-                and bids that were made.
+                bids and confirmations that were made.
 
         Raises:
             EvidenceError: One of them does not fit those before it: the log holds what this market never was.
@@ -301,6 +338,8 @@ class Rounds:
                     self._restore_bid(market.parse(Bid, payload), message)
                 case market.Award:
                     self.awarded(message, at_ms)
+                case market.Confirmation:
+                    self.confirmed(market.parse(Confirmation, payload), message)
                 case market.Statement:
                     self.stated(message)
 
@@ -338,9 +377,11 @@ class Rounds:
 
     def _remember(self, known: Known) -> Known:
         self._last_number = known.round.number
-        self.known[known.round.number] = known
+        self.known[known.round.number] = self._open[known.round.number] = known
         while len(self.known) > KEPT:
-            del self.known[min(self.known)]
+            oldest = next(iter(self.known))
+            del self.known[oldest]
+            self._open.pop(oldest, None)
         return known
 
 

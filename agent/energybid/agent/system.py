@@ -4,20 +4,25 @@ Only modules named system.py touch these; everything else is handed a ``Platform
 """
 
 import asyncio
+import contextlib
 import os
 import pickle
+import queue
 import random
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from energybid.agent.plan import AgentPlan
 from energybid.core.ports import Platform
 from energybid.drivers.system import open_bus, serve_bus
 from energybid.sync import system as sync
 
+P = ParamSpec("P")
+T = TypeVar("T")
 locked = sync.locked
 HELD = "another agent is running on this journal"
 """Said when the journal's lock is held."""
@@ -37,8 +42,50 @@ def platform() -> Platform:
         open_database=sync.open_database,
         notify=sync.notify,
         serve_bus=serve_bus,
+        think=Thinker(),
         disk=RealDisk(),
     )
+
+
+class Thinker:
+    """One thread that runs functions one after another. Implements the Offload port.
+
+    Unlike a ``Worker``'s its thread is a daemon: the process ends while a function still runs.
+    """
+
+    def __init__(self) -> None:
+        """Make a thinker; its thread starts with the first function."""
+        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def __call__(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+        """Run ``function`` in the thread. When the caller is cancelled it still runs to its end."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def told(tell: Callable[[Any], None], what: Any) -> None:  # noqa: ANN401  a result or an exception
+            if not future.done():
+                tell(what)
+
+        def work() -> None:
+            try:
+                result = function(*args, **kwargs)
+            except Exception as error:  # noqa: BLE001  it belongs to whoever waits
+                outcome: tuple[Callable[[Any], None], Any] = future.set_exception, error
+            else:
+                outcome = future.set_result, result
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(told, *outcome)
+
+        self._work.put(work)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="think", daemon=True)
+            self._thread.start()
+        return future
+
+    def _run(self) -> None:
+        while True:
+            self._work.get()()
 
 
 class RealDisk:
@@ -94,6 +141,7 @@ def execute_plan(plan: AgentPlan) -> NoReturn:
     os.lseek(descriptor, 0, os.SEEK_SET)
     # glibc gives every thread an arena of its own otherwise: megabytes, for one worker thread.
     os.environ.setdefault("MALLOC_ARENA_MAX", "1")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # where numpy is loaded: it would take a core's stack for each
     os.execv(sys.executable, [sys.executable, "-m", "energybid.agent.process", str(descriptor)])  # noqa: S606
 
 

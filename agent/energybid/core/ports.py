@@ -382,5 +382,8 @@ class Platform:
     """Tell the service manager (sd_notify(3)); does nothing where there is none."""
     serve_bus: ServeBus | None = None
     """None: nothing is listened on."""
+    think: Offload | None = None
+    """Runs what takes long and touches no database, in a thread of its own that nothing waits for at the end; None:
+    ``offload`` does it."""
     disk: Disk | None = None
     """Files beside the journal; None: there is no ballast, and a damaged journal stops the agent."""

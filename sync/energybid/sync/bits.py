@@ -131,8 +131,8 @@ class Writer:
                 if q >= ESCAPE:
                     put_varint(self._escapes, q - ESCAPE)
         if k > _TABLE_BITS:
-            mask = (1 << k) - 1
-            self._lows.extend([f"{x & mask:0{k}b}" for x in values])
+            mask, one = (1 << k) - 1, 1 << k
+            self._lows.extend([bin(x & mask | one)[3:] for x in values])  # "0b1" and the low bits
         elif k:
             mask, texts = (1 << k) - 1, _LOWS[k]
             self._lows.append("".join([texts[x & mask] for x in values]))
@@ -184,6 +184,18 @@ class _Cursor:
 
     def left(self) -> int:
         return len(self.data) - self.at
+
+
+def head(data: bytes, count: int) -> list[int]:
+    """The first varints of a stream's control, without a look at the rest.
+
+    Raises:
+        EvidenceError: It is cut off.
+    """
+    whole = _Cursor(data)
+    control, _, _ = (whole.varint() for _ in range(3))
+    cursor = _Cursor(whole.take(control))
+    return [cursor.varint() for _ in range(count)]
 
 
 class Reader:

@@ -627,6 +627,15 @@ def decode(data: bytes, *, limit: int, trusted: bool = False) -> list[Entry]:
     return entries
 
 
+def others(data: bytes) -> int:
+    """How many entries of a stream are no readings: who looks for others need not decode those without.
+
+    Raises:
+        EvidenceError: It is cut off.
+    """
+    return bits.head(data, 2)[1]
+
+
 # ---------------------------------------------------------------- compression
 
 
