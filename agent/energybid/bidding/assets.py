@@ -7,6 +7,7 @@ nothing". Assets that store energy are in ``assets_stores``. Needs numpy (extra 
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from energybid.bidding.response import Offer, Piece, Segment
+from energybid.bidding.values import Matrices
 
 if TYPE_CHECKING:
     from energybid.bidding.horizon import Outlook
@@ -38,8 +40,12 @@ class Now(NamedTuple):
 class Asset(Protocol):
     """One device of a site."""
 
-    def ahead(self, outlook: Outlook) -> list[Array]:
+    def ahead(self, outlook: Outlook, keep: int | None = None) -> list[Array]:
         """What follows each step is worth, whatever state the asset is in.
+
+        Args:
+            outlook: Prices.
+            keep: Steps that are wanted, from the round on; None: all.
 
         Returns:
             For the round and each stage: a row for each price state of that step, or one row; the columns are the
@@ -56,8 +62,8 @@ class Asset(Protocol):
 class _Stateless:
     """What the asset does now changes nothing later."""
 
-    def ahead(self, outlook: Outlook) -> list[Array]:
-        return [np.zeros((1, 1))] * (len(outlook.stages) + 1)
+    def ahead(self, outlook: Outlook, keep: int | None = None) -> list[Array]:
+        return [np.zeros((1, 1))] * min(len(outlook.stages) + 1, keep or len(outlook.stages) + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,24 +148,27 @@ class Deferrable:
         if not 0 <= self.done <= len(self.profile_w):
             raise ValueError("a run is done up to one of its steps")
 
-    def ahead(self, outlook: Outlook) -> list[Array]:
+    def ahead(self, outlook: Outlook, keep: int | None = None) -> list[Array]:
         """First column: waiting; column k: having run k steps."""
         profile = np.array(self.profile_w, float) * outlook.step_h
         rest = np.append(-outlook.later * np.cumsum(profile[::-1])[::-1], 0.0)
         steps = len(outlook.stages)
         # What can still begin after the last stage is worth beginning at the price expected then.
         wait = max(0.0, self.worth * MILLION + rest[0]) if self._may_begin_after(steps) else 0.0
-        result = [np.concatenate(([wait], rest[1:]))[None, :]]
+        after = np.concatenate(([wait], rest[1:]))[None, :]
+        result = deque([after], maxlen=keep)
+        matrices = Matrices()
         for step in range(steps, 0, -1):
-            stage, after = outlook.stages[step - 1], result[-1]
+            stage = outlook.stages[step - 1]
             prices = np.array(stage.prices)[:, None]
             runs = after[:, 1:] - prices * profile  # from having run 0, 1, .. steps
             waits = np.broadcast_to(after[:, 0], (len(prices),))
             if self._may_begin(step):
                 waits = np.maximum(waits, runs[:, 0] + self.worth * MILLION)
             now = np.column_stack((waits, runs[:, 1:], np.zeros(len(prices))))
-            result.append(np.array(stage.weights) @ now)
-        return result[::-1]
+            after = matrices.of(stage) @ now
+            result.append(after)
+        return list(result)[::-1]
 
     def _may_begin(self, step: int) -> bool:
         return self.earliest <= step <= self.deadline - len(self.profile_w)

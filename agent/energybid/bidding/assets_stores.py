@@ -17,6 +17,7 @@ import numpy as np
 from energybid.bidding.assets import MILLION, Now
 from energybid.bidding.response import Offer, Piece, Segment
 from energybid.bidding.values import OFF, Array, Mode, Reach, reaches, values
+from energybid.bidding.values_battery import marginal_worths
 
 if TYPE_CHECKING:
     from energybid.bidding.horizon import Outlook
@@ -27,6 +28,10 @@ GRID_K = 801
 """Temperatures: a step moves them little, so they stand closer."""
 MARGIN_K = 4.0
 """How far outside the comfort band temperatures are told apart."""
+FINAL_SPAN = 0.3
+MANY = 8
+"""Price states from which on a battery's values are found as marginal values: faster, and as exact but at prices so
+negative that it would pay to waste energy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +54,9 @@ class Battery:
     """The same of discharging, money per MWh exported."""
     reserve_wh: float = 0.0
     """Never discharged below this."""
-    final_price: float = 0.0
-    """What is stored above the reserve at the end of the horizon counts so much, money per MWh."""
+    final_price: float | None = 0.0
+    """What is stored above the reserve at the end of the horizon counts so much, money per MWh; None: what the outlook
+    expects later, ``FINAL_SPAN`` more for the first of it and less for the last."""
 
     def __post_init__(self) -> None:
         """Refuse what is no battery."""
@@ -89,11 +95,15 @@ class Battery:
 
     def final(self, steps: int, outlook: Outlook, states: Array) -> Array:  # noqa: ARG002
         """At the final price."""
-        return self.final_price * np.maximum(states - self.reserve_wh, 0.0)
+        above = np.maximum(states - self.reserve_wh, 0.0)
+        if self.final_price is not None:
+            return self.final_price * above
+        return max(outlook.later, 0.0) * above * (1 + FINAL_SPAN - FINAL_SPAN * above / self.capacity_wh)
 
-    def ahead(self, outlook: Outlook) -> list[Array]:
+    def ahead(self, outlook: Outlook, keep: int | None = None) -> list[Array]:
         """What each state is worth after each step."""
-        return values(self, outlook)
+        many = any(len(stage.prices) >= MANY for stage in outlook.stages[:1])
+        return marginal_worths(self, outlook, keep) if many else values(self, outlook, keep)
 
     def offer(self, now: Now) -> Offer:
         """What each power is worth."""
@@ -171,9 +181,9 @@ class EvCharger:
         price = min(outlook.later / self.efficiency, self.shortage_price)
         return -price * later - self.shortage_price * (missing - later)
 
-    def ahead(self, outlook: Outlook) -> list[Array]:
+    def ahead(self, outlook: Outlook, keep: int | None = None) -> list[Array]:
         """What each state is worth after each step."""
-        return values(self, outlook)
+        return values(self, outlook, keep)
 
     def offer(self, now: Now) -> Offer:
         """What each power is worth."""
@@ -210,14 +220,15 @@ class Thermal:
     least_c: float = -inf
     """Hard limits: the device does not run where it would end a step beyond them."""
     most_c: float = inf
-    final_price: float = 0.0
-    """What is stored at the end of the horizon, up to the band's end: at the electricity it takes, money per MWh."""
+    final_price: float | None = 0.0
+    """What is stored at the end of the horizon, up to the band's end: at the electricity it takes, money per MWh; None:
+    what the outlook expects later."""
 
     def __post_init__(self) -> None:
         """Refuse what is no thermal store."""
         _check(
             self.low_c < self.high_c,
-            min(self.discomfort_price, self.final_price) >= 0,
+            min(self.discomfort_price, self.final_price or 0.0) >= 0,
             self.time_constant_h > 0 and self.kelvin_per_w != 0,
             bool(self.rest_c),
             0 <= self.least_w <= self.most_w,
@@ -256,11 +267,12 @@ class Thermal:
     def final(self, steps: int, outlook: Outlook, states: Array) -> Array:  # noqa: ARG002
         """At the final price."""
         wh_per_k = outlook.step_h / self._gain(outlook.step_h)
-        return self.final_price * wh_per_k * np.minimum(states, self.high_c)
+        price = max(outlook.later, 0.0) if self.final_price is None else self.final_price
+        return price * wh_per_k * np.minimum(states, self.high_c)
 
-    def ahead(self, outlook: Outlook) -> list[Array]:
+    def ahead(self, outlook: Outlook, keep: int | None = None) -> list[Array]:
         """What each state is worth after each step."""
-        return values(self, outlook)
+        return values(self, outlook, keep)
 
     def offer(self, now: Now) -> Offer:
         """What each power is worth."""

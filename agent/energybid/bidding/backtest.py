@@ -17,14 +17,14 @@ from energybid.bidding.forecast import Forecaster
 from energybid.bidding.forecast_models import Day
 from energybid.bidding.horizon import Outlook
 from energybid.bidding.prices import PriceModel, Shape
-from energybid.bidding.prices_bids import best_at, cases, news_curve
+from energybid.bidding.prices_bids import best_at, cases, news_bid
 from energybid.bidding.prices_trading import PUBLISHED_H, Market, expected
 from energybid.bidding.site import Site
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from energybid.bidding.prices import Array
+    from energybid.bidding.prices import Array, Place
     from energybid.bidding.response import Response
 
 TICK = 0.01
@@ -144,7 +144,7 @@ class _Meter:
         self._stored_wh.append(sum(asset.state for asset in _batteries(self.site)))
 
     def made(self) -> Walk:
-        left = sum(b.final_price * max(0.0, b.state - b.reserve_wh) for b in _batteries(self.site)) / MILLION
+        left = sum((b.final_price or 0.0) * max(0.0, b.state - b.reserve_wh) for b in _batteries(self.site)) / MILLION
         cost, net_w, stored_wh = (np.array(values) for values in (self._cost, self._net_w, self._stored_wh))
         return Walk(cost, net_w, stored_wh, self._outside_wh, left)
 
@@ -228,12 +228,13 @@ class _Walker:
         day_ahead, price = float(self._scene.market.day_ahead[at]), float(self._scene.market.real_time[at])
         meter = self._meter
 
-        def respond(states: Sequence[float]) -> Response:
+        def respond(place: Place) -> Response:
+            states = self._model.weights(place).tolist()
             return meter.site.respond(ahead, step_h=meter.step_h, base_w=base_w, states=states)
 
-        curve = news_curve(cases(self._model, self._place, day_ahead, step, respond), tick=TICK)
+        curve = news_bid(cases(self._model, self._place, day_ahead, step, respond), tick=TICK).curve
         self._place = self._model.place(price, day_ahead, self._place)
-        response = respond(self._model.weights(self._place).tolist())
+        response = respond(self._place)
         meter.move(response.split(curve.net_w(round(price / TICK))), price, float(self._scene.load_w[at]))
 
     def made(self) -> Walk:

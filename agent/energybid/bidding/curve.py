@@ -67,6 +67,11 @@ class Curve:
         """Net import that the site wants at a price; where it is indifferent, the most."""
         return self.floor_w + sum(step.power_w for step in self.steps if step.ticks >= ticks)
 
+    def within(self, least_ticks: int, most_ticks: int) -> Curve:
+        """The same at prices between two bounds: steps that are wanted at none of them are left out."""
+        steps = (step._replace(ticks=min(step.ticks, most_ticks)) for step in self.steps if step.ticks >= least_ticks)
+        return Curve(self.floor_w, tuple(steps))
+
     def allows(self, net_w: int, ticks: int) -> bool:
         """Whether an award is one that the curve offered.
 

@@ -3,7 +3,7 @@
 Every candidate forecasts every day. When the day is over each is scored by what its quantiles missed; the best of late
 is in use. Each learning model also keeps a frozen version of itself from about a week before, which competes with it:
 where it is better by a margin, the model goes back to it (a week of a broken sensor is unlearned in this way). The
-state is JSON and is all there is: a gateway that starts again goes on where it was. Needs numpy (extra
+state is all there is: a gateway that starts again goes on where it was. Needs numpy (extra
 ``bidding``). Pure.
 """
 
@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from energybid.bidding.forecast_models import DAYS_KEPT, Array, Candidate, Day, Past, candidates, pack, unpack
+from energybid.bidding.forecast_models import DAYS_KEPT, Array, Candidate, Day, Past, candidates
 from energybid.bidding.forecast_spread import LEVELS, Spread
+from energybid.bidding.packed import plain
 
-FORMAT = 1
+FORMAT = 2
 """Of the state; another one is not taken up."""
 FADE = 0.95
 """A score's weight a day later: half after 14 days."""
@@ -203,12 +204,12 @@ class Forecaster:
         return self._entrants[model].version
 
     def state(self) -> dict[str, Any]:
-        """All of it, as JSON."""
+        """All of it, for ``packed``."""
         return {
             "format": FORMAT,
             "slots": self._slots,
             "used": self._used,
-            "load": pack(self._past.load),
+            "load": self._past.load,
             "days": [[day.weekday, day.temperature_c] for day in self._past.days],
             "models": {name: entrant.state() for name, entrant in self._entrants.items()},
         }
@@ -231,7 +232,7 @@ class Forecaster:
     def _restored(cls, state: dict[str, Any]) -> Forecaster:
         made = cls(state["slots"])
         days = tuple(Day(weekday, temperature_c) for weekday, temperature_c in state["days"])
-        made._past = Past(unpack(state["load"], (len(days), made._slots)), days)
+        made._past = Past(plain(state["load"]).reshape(len(days), made._slots), days)
         for name in made._entrants.keys() & state["models"].keys():
             made._entrants[name].restore(state["models"][name])
         if state["used"] in made._entrants:

@@ -7,12 +7,13 @@ half hours, 96 quarters) on the site's clock; how they are scored and which one 
 
 from __future__ import annotations
 
-from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from energybid.bidding.packed import Fine, plain
 
 Array = NDArray[np.float64]
 DAYS_KEPT = 28
@@ -60,7 +61,7 @@ class Candidate(Protocol):
         """
 
     def state(self) -> dict[str, Any]:
-        """What it has learned, as JSON."""
+        """What it has learned, for ``packed``."""
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up what ``state`` gave."""
@@ -163,7 +164,7 @@ class Regression:
     def state(self) -> dict[str, Any]:
         """The sums."""
         rows, columns = np.triu_indices(self._square.shape[1])
-        return {"square": pack(self._square[:, rows, columns]), "cross": pack(self._cross)}
+        return {"square": Fine(self._square[:, rows, columns]), "cross": Fine(self._cross)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up the sums.
@@ -172,8 +173,10 @@ class Regression:
             ValueError: Sums of another shape.
         """
         rows, columns = np.triu_indices(self._square.shape[1])
-        half = unpack(state["square"], (len(self._square), len(rows)))
-        self._cross = unpack(state["cross"], self._cross.shape)
+        half, cross = (plain(state[name]) for name in ("square", "cross"))
+        if half.shape != (len(self._square), len(rows)) or cross.shape != self._cross.shape:
+            raise ValueError("sums of a model with other slots or features")
+        self._cross = cross.copy()
         self._square[:, rows, columns] = half
         self._square[:, columns, rows] = half
 
@@ -229,17 +232,3 @@ def candidates(slots: int) -> tuple[Candidate, ...]:
     """All of them, plainest first."""
     plain: tuple[Candidate, ...] = (Yesterday(), LastWeek(), Mean())
     return (*plain, Regression(slots, temperature=False), Regression(slots, temperature=True))
-
-
-def pack(array: Array) -> str:
-    """Numbers as text: little-endian binary32, base64; seven digits are more than a forecast knows."""
-    return b64encode(np.ascontiguousarray(array, dtype="<f4").tobytes()).decode()
-
-
-def unpack(text: str, shape: tuple[int, ...]) -> Array:
-    """The numbers again.
-
-    Raises:
-        ValueError: Not as many as the shape has.
-    """
-    return np.frombuffer(b64decode(text, validate=True), dtype="<f4").astype(np.float64).reshape(shape)

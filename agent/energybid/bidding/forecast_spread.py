@@ -7,11 +7,14 @@ taken as they are, not as parts of the forecast: that was measured and is worse.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from energybid.bidding.forecast_models import Array, pack, unpack
+from energybid.bidding.packed import plain
+
+if TYPE_CHECKING:
+    from energybid.bidding.forecast_models import Array
 
 LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9)
 DAYS_KEPT = 35
@@ -92,9 +95,9 @@ class Spread:
         return np.maximum(made, min(0.0, float(guess.min())))
 
     def state(self) -> dict[str, Any]:
-        """The residuals, as JSON."""
+        """The residuals, for ``packed``."""
         return {
-            "rests": pack(self._rests),
+            "rests": self._rests,
             "aims": self._aims.tolist(),
             "product": self._product,
             "square": self._square,
@@ -109,7 +112,7 @@ class Spread:
         aims = np.array(state["aims"], dtype=float)
         if aims.shape != (len(LEVELS),):
             raise ValueError(f"a spread has {len(LEVELS)} levels")
-        self._rests = unpack(state["rests"], (-1, self._slots))
+        self._rests = plain(state["rests"]).reshape(-1, self._slots)
         self._aims = aims
         self._product, self._square = float(state["product"]), float(state["square"])
 

@@ -14,14 +14,20 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Rows = tuple[tuple[float, ...], ...] | NDArray[np.float64]
+
 
 class Stage(NamedTuple):
     """One step's possible prices."""
 
     prices: tuple[float, ...]
     """One of each state, money per MWh."""
-    weights: tuple[tuple[float, ...], ...]
-    """How likely each is: one row for every state of the step before, or a single row where that does not matter."""
+    weights: Rows
+    """How likely each is: one row for every state of the step before, or a single row where that does not matter. Steps
+    that share a matrix share the object: it is checked and converted once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +49,12 @@ class Outlook:
         """
         if not self.step_h > 0:
             raise ValueError("a step has a length")
+        checked: set[tuple[int, int]] = set()
         for number, stage in enumerate(self.stages):
-            if not stage.prices or not stage.weights or any(len(row) != len(stage.prices) for row in stage.weights):
-                raise ValueError(f"stage {number}: every row has one weight for each price")
-            if any(min(row) < 0 or not isclose(fsum(row), 1.0, rel_tol=1e-9) for row in stage.weights):
-                raise ValueError(f"stage {number}: the weights of a row are probabilities")
+            known = id(stage.weights), len(stage.prices)
+            if known not in checked:
+                _check(number, stage)
+                checked.add(known)
         if any(len(after.weights) not in {1, len(before.prices)} for before, after in pairwise(self.stages)):
             raise ValueError("a stage has one row, or one for each price of the stage before")
 
@@ -73,3 +80,11 @@ class Outlook:
         pairs = zip(self.stages, shadows, strict=True)
         stages = tuple(Stage(tuple(price + shadow for price in stage.prices), stage.weights) for stage, shadow in pairs)
         return replace(self, stages=stages)
+
+
+def _check(number: int, stage: Stage) -> None:
+    rows = [list(row) for row in stage.weights]
+    if not stage.prices or not rows or any(len(row) != len(stage.prices) for row in rows):
+        raise ValueError(f"stage {number}: every row has one weight for each price")
+    if any(min(row) < 0 or not isclose(fsum(row), 1.0, rel_tol=1e-9) for row in rows):
+        raise ValueError(f"stage {number}: the weights of a row are probabilities")

@@ -9,17 +9,20 @@ whole day's, and these towards a chain in which the running mean follows from th
 
 from __future__ import annotations
 
-from base64 import b64decode, b64encode
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from energybid.bidding.horizon import Outlook, Stage
+from energybid.bidding.packed import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Array = NDArray[np.float64]
-FORMAT = 1
+FORMAT = 2
 """Of the state; another one is not taken up."""
 
 
@@ -194,6 +197,28 @@ class PriceModel:
         slow = running_mean(deviation, self.shape.slow_steps)
         return Place(float(deviation[np.isfinite(deviation)][-1]), float(slow[-1]))
 
+    def carried(self, place: Place, steps: Sequence[int]) -> Place:
+        """Where the price is expected after steps of the day (their numbers) that were not seen."""
+        if not len(steps):
+            return place
+        row = self.weights(place)
+        for step in steps:
+            row = row @ self.matrix(step)
+        table = row.reshape(self.shape.slow_bins, -1)
+        return Place(float(table.sum(axis=0) @ self.levels), float(table.sum(axis=1) @ self.slow_levels))
+
+    def merged(self, fast: int, slow: int) -> PriceModel:
+        """The same with fewer states: each so many bins, and running-mean bins, as one."""
+        bins, slow_bins = self.shape.bins // fast, self.shape.slow_bins // slow
+        shape = replace(self.shape, bins=bins, slow_bins=slow_bins)
+        split = (len(self.counts), slow_bins, slow, bins, fast, slow_bins, slow, bins, fast)
+        counts = self.counts.reshape(split).sum(axis=(2, 4, 6, 8)).reshape(len(self.counts), *[bins * slow_bins] * 2)
+        seen = self.counts.sum(axis=(0, 1)).reshape(self.shape.slow_bins, self.shape.bins)
+        levels = _grouped(self.levels, seen.sum(axis=0), fast)
+        slow_levels = _grouped(self.slow_levels, seen.sum(axis=1), slow)
+        edges, slow_edges = self.edges[fast - 1 :: fast], self.slow_edges[slow - 1 :: slow]
+        return PriceModel(shape, self.steps_per_day, edges, slow_edges, levels, slow_levels, counts)
+
     def corners(self, place: Place) -> tuple[Corner, ...]:
         """The up to four states around a place, with weights of sum 1: linear between the bins' means."""
         bins = self.shape.bins
@@ -234,8 +259,7 @@ class PriceModel:
             step: The round's step of the day.
             later: Price after the last of them.
         """
-        rows = [tuple(map(tuple, matrix.tolist())) for matrix in self.matrices]
-        blocks = self.shape.blocks
+        blocks, rows = self.shape.blocks, list(self.matrices)  # steps of a block share one object
         stages = [
             Stage(
                 tuple(self.prices(float(price)).tolist()),
@@ -246,7 +270,7 @@ class PriceModel:
         return Outlook(24 / self.steps_per_day, tuple(stages), later)
 
     def state(self) -> dict[str, Any]:
-        """All of it, as JSON; counts that are 0 take no room."""
+        """All of it, for ``packed``; counts that are 0 take no room."""
         places = np.flatnonzero(self.counts)
         shape = {name: getattr(self.shape, name) for name in Shape.__slots__}
         return {
@@ -257,8 +281,8 @@ class PriceModel:
             "slow_edges": self.slow_edges.tolist(),
             "levels": self.levels.tolist(),
             "slow_levels": self.slow_levels.tolist(),
-            "places": b64encode(places.astype("<u4").tobytes()).decode(),
-            "counts": b64encode(self.counts.ravel()[places].astype("<f4").tobytes()).decode(),
+            "gaps": np.diff(places, prepend=0),
+            "counts": self.counts.ravel()[places],
         }
 
     @classmethod
@@ -280,10 +304,10 @@ class PriceModel:
         shape = Shape(**state["shape"])
         states = shape.bins * shape.slow_bins
         counts = np.zeros(shape.blocks * states * states)
-        places = np.frombuffer(b64decode(state["places"], validate=True), dtype="<u4")
+        places = np.cumsum(plain(state["gaps"]), dtype=np.int64)
         if len(places) and places.max() >= len(counts):
             raise ValueError("it counts transitions that it has not")
-        counts[places] = np.frombuffer(b64decode(state["counts"], validate=True), dtype="<f4")
+        counts[places] = plain(state["counts"])
         names = ("edges", "slow_edges", "levels", "slow_levels")
         edges, slow_edges, levels, slow_levels = (np.array(state[name], dtype=float) for name in names)
         sizes = (shape.bins - 1, shape.slow_bins - 1, shape.bins, shape.slow_bins)
@@ -325,6 +349,11 @@ def _means(values: Array, edges: Array) -> Array:
     means = np.bincount(bins, weights=values, minlength=len(edges) + 1) / np.maximum(count, 1)
     means = np.where(count > 0, means, np.append(edges, edges[-1] if len(edges) else 0.0))
     return np.asarray(np.maximum.accumulate(means) + 1e-9 * np.arange(len(means)))
+
+
+def _grouped(levels: Array, seen: Array, size: int) -> Array:
+    weights = seen.reshape(-1, size) + 1e-9
+    return np.asarray((levels.reshape(-1, size) * weights).sum(axis=1) / weights.sum(axis=1))
 
 
 def _shrunk(counts: Array, towards: Array, weight: float) -> Array:

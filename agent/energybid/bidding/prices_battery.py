@@ -49,6 +49,10 @@ class Cell:
         """Most taken out in a step."""
         return self.power / self.efficiency * step_h
 
+    def shifts(self, step_h: float, cells: int) -> Shifts:
+        """Of a full step."""
+        return Shifts(self.up(step_h) * cells, self.down(step_h) * cells)
+
     def limits(self, price: Array) -> tuple[Array, Array]:
         """Marginal values above which to charge and below which to discharge, at these prices.
 
@@ -67,10 +71,15 @@ class Cell:
 class Shifts:
     """Marginal values as seen after a full step up or down."""
 
-    def __init__(self, cell: Cell, step_h: float, cells: int) -> None:
-        """Whole cells and the part of one."""
-        self._up = divmod(cell.up(step_h) * cells, 1.0)
-        self._down = divmod(cell.down(step_h) * cells, 1.0)
+    def __init__(self, up: float, down: float, floor: int = 0) -> None:
+        """A step.
+
+        Args:
+            up: Cells that a full step fills.
+            down: Cells that it empties.
+            floor: Cells at the bottom that are never emptied.
+        """
+        self._up, self._down, self._floor = divmod(up, 1.0), divmod(down, 1.0), floor
 
     def up(self, worth: Single) -> Single:
         """Of a step fuller; beyond full it is worth nothing at all."""
@@ -84,16 +93,20 @@ class Shifts:
     def down(self, worth: Single) -> Single:
         """Of a step emptier; beyond empty there is nothing to have."""
         cells = worth.shape[1]
-        whole, part = min(int(self._down[0]), cells - 1), self._down[1]
+        floor = self._floor
+        whole, part = min(int(self._down[0]), cells - floor - 1), self._down[1]
         made = np.full_like(worth, WALL)
-        made[:, whole:] = worth[:, : cells - whole]
-        made[:, whole + 1 :] += part * (worth[:, : cells - whole - 1] - made[:, whole + 1 :])
+        made[:, floor + whole :] = worth[:, floor : cells - whole]
+        made[:, floor + whole + 1 :] += part * (worth[:, floor : cells - whole - 1] - made[:, floor + whole + 1 :])
         return made
 
     def back(self, worth: Single, charge: Single, discharge: Single) -> Single:
         """Before a step whose limits (columns) are these."""
         filled = np.minimum(worth, np.maximum(charge, self.up(worth)))
-        return np.maximum(filled, np.minimum(discharge, self.down(worth)))
+        drained = np.minimum(discharge, self.down(worth))
+        if self._floor:
+            drained[:, : self._floor] = -WALL
+        return np.maximum(filled, drained)
 
 
 def marginal_values(model: PriceModel, cell: Cell, day_ahead: Array, *, step: int, keep: int, final: Array) -> Single:
@@ -110,7 +123,7 @@ def marginal_values(model: PriceModel, cell: Cell, day_ahead: Array, *, step: in
     Returns:
         Steps x states x cells.
     """
-    shifts = Shifts(cell, 24 / model.steps_per_day, len(final))
+    shifts = cell.shifts(24 / model.steps_per_day, len(final))
     matrices = [matrix.astype(np.float32) for matrix in model.matrices]
     blocks, day = model.shape.blocks, model.steps_per_day
     kept = np.empty((keep, model.states, len(final)), dtype=np.float32)

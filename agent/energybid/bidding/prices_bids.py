@@ -8,7 +8,7 @@ the powers that are best at some price). Needs numpy (extra ``bidding``). Pure.
 from __future__ import annotations
 
 from itertools import pairwise
-from math import floor, isclose
+from math import floor, inf, isclose
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -44,8 +44,16 @@ def best_at(response: Response, price: float) -> int:
     return max(response.corners, key=lambda point: (point.value - price * point.net_w, point.net_w)).net_w
 
 
+class NewsBid(NamedTuple):
+    """A curve, and how the site keeps its word."""
+
+    curve: Curve
+    split: Callable[[int], tuple[int, ...]]
+    """The power of each asset for a net import that the curve offers."""
+
+
 def cases(
-    model: PriceModel, before: Place, day_ahead: float, step: int, respond: Callable[[Sequence[float]], Response]
+    model: PriceModel, before: Place, day_ahead: float, step: int, respond: Callable[[Place], Response]
 ) -> list[Case]:
     """The round at prices that cover what may come, finer where the wish changes.
 
@@ -54,7 +62,7 @@ def cases(
         before: Place of the price in the step before.
         day_ahead: Price of the round.
         step: The round's place in the day.
-        respond: Best response given how likely each price state of the round is: ``Site.respond`` with all else given.
+        respond: Best response given where the round's price leads: ``Site.respond`` with all else given.
     """
     levels = model.levels
     coarse = np.unique(levels)
@@ -62,7 +70,7 @@ def cases(
 
     def wished(deviation: float) -> tuple[float, Response, int]:
         price = float(day_ahead + deviation * unit)
-        response = respond(model.weights(model.place(price, day_ahead, before)).tolist())
+        response = respond(model.place(price, day_ahead, before))
         return price, response, best_at(response, price)
 
     made = {float(deviation): wished(float(deviation)) for deviation in coarse}
@@ -79,18 +87,14 @@ def cases(
     ]
 
 
-def news_curve(found: Sequence[Case], *, tick: float) -> Curve:
-    """The curve to bid.
+def news_bid(found: Sequence[Case], *, tick: float) -> NewsBid:
+    """The curve to bid, and its splits.
 
     Args:
         found: By rising price.
         tick: Smallest difference of prices, money per MWh.
     """
-    levels = sorted({case.wish_w for case in found})
-    wishes = [case.wish_w for case in found]
-    if any(a < b for a, b in pairwise(wishes)):
-        gain = [[(c.response.value(w) - c.price * w) * c.weight for w in levels] for c in found]
-        wishes = [levels[k] for k in best_falling(np.array(gain))]
+    wishes = _falling(found)
     steps: list[Step] = []
     for k in range(len(found) - 1, 0, -1):
         high_w, low_w = wishes[k - 1], wishes[k]
@@ -98,7 +102,29 @@ def news_curve(found: Sequence[Case], *, tick: float) -> Curve:
             ticks = floor((found[k - 1].price + found[k].price) / 2 / tick)
             straight = all(_straight(case.response, low_w, high_w) for case in found[k - 1 : k + 1])
             steps.append(Step(ticks, high_w - low_w, straight))
-    return Curve(wishes[-1], tuple(steps))
+
+    def split(net_w: int) -> tuple[int, ...]:
+        return _at(found, wishes, net_w).split(net_w)
+
+    return NewsBid(Curve(wishes[-1], tuple(steps)), split)
+
+
+def _falling(found: Sequence[Case]) -> list[int]:
+    """What to bid at each price: what is wished, or the best that falls."""
+    wishes = [case.wish_w for case in found]
+    if all(a >= b for a, b in pairwise(wishes)):
+        return wishes
+    levels = sorted(set(wishes))
+    gain = [[(c.response.value(w) - c.price * w) * c.weight for w in levels] for c in found]
+    return [levels[k] for k in best_falling(np.array(gain))]
+
+
+def _at(found: Sequence[Case], wishes: Sequence[int], net_w: int) -> Response:
+    """The response at a price at which a power is bid, or next to it."""
+    able = [k for k, case in enumerate(found) if case.response.value(net_w) > -inf]
+    if not able:
+        raise ValueError(f"the assets can not make a net import of {net_w} W")
+    return found[min(able, key=lambda k: abs(wishes[k] - net_w))].response
 
 
 def _straight(response: Response, low_w: int, high_w: int) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from energybid.bidding.prices import PriceModel
-from energybid.bidding.prices_battery import CELLS, Cell, Shifts, Single, Trader, crossing, marginal_values
+from energybid.bidding.prices_battery import CELLS, Cell, Single, Trader, crossing, marginal_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,7 +139,7 @@ def expected(market: Market, day: int, known_days: int, first: int) -> Array:
 def foresight(market: Market, cell: Cell, cells: int = FORESIGHT_CELLS) -> float:
     """The most that could have been earned with all prices known."""
     step_h = 24 / market.steps_per_day
-    shifts = Shifts(cell, step_h, cells)
+    shifts = cell.shifts(step_h, cells)
     charge, discharge = (limit.astype(np.float32) for limit in cell.limits(market.real_time))
     worth = np.empty((len(market.real_time) + 1, cells), dtype=np.float32)
     worth[-1] = 0.0

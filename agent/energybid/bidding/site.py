@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from energybid.bidding.values import Array
 
 
+KNOTS_TRIED = (KNOTS, KNOTS // 2, KNOTS // 4, 2)
+"""Until the curve is not too long to be bid."""
+
+
 class Bid(NamedTuple):
     """What a site offers for a round, and how it keeps its word."""
 
@@ -45,9 +49,14 @@ class Site:
         if min(self.import_limit_w, self.export_limit_w) < 0:
             raise ValueError("the limits of import and export are 0 or more")
 
-    def ahead(self, outlook: Outlook) -> list[list[Array]]:
-        """What follows is worth to each asset: the part of the work that several rounds can share."""
-        return [asset.ahead(outlook) for asset in self.assets]
+    def ahead(self, outlook: Outlook, keep: int | None = None) -> list[list[Array]]:
+        """What follows is worth to each asset: the part of the work that several rounds can share.
+
+        Args:
+            outlook: Prices after the first of them.
+            keep: How many rounds; None: all steps of the outlook.
+        """
+        return [asset.ahead(outlook, keep) for asset in self.assets]
 
     def bid(self, outlook: Outlook, *, base_w: int, tick: float, states: Sequence[float] | None = None) -> Bid:
         """The curve for the round before the outlook's stages.
@@ -61,8 +70,8 @@ class Site:
         Raises:
             ValueError: States that do not fit.
         """
-        ahead = [steps[0] for steps in self.ahead(outlook)]
-        for knots in (KNOTS, KNOTS // 2, KNOTS // 4, 2):  # until the curve is not too long to be bid
+        ahead = [steps[0] for steps in self.ahead(outlook, 1)]
+        for knots in KNOTS_TRIED:
             response = self.respond(
                 ahead, step_h=outlook.step_h, base_w=base_w, states=states, knots=knots, expected=outlook.later
             )

@@ -11,9 +11,10 @@ Values are millionths of money, i.e. (money per MWh) * Wh. Needs numpy (extra ``
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from math import ceil, floor, inf
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,7 +172,9 @@ def _powers(mode: Mode, rest: Array) -> tuple[Array, Array]:
     return np.where(near, high_w, low_w), high_w
 
 
-def stage_value(ways: list[tuple[_Way, float]], worth: Array, stage: Stage, step_h: float) -> Array:
+def stage_value(
+    ways: list[tuple[_Way, float]], worth: Array, stage: Stage, step_h: float, weights: Array | None = None
+) -> Array:
     """One step back.
 
     Args:
@@ -179,6 +182,7 @@ def stage_value(ways: list[tuple[_Way, float]], worth: Array, stage: Stage, step
         worth: Of the state after the step: a row for each price of the step, or one row.
         stage: Prices and how likely they are.
         step_h: Length of the step, hours.
+        weights: The stage's, as an array where there is one already.
 
     Returns:
         What each state is worth before the step's price is known: a row for each state of the step before.
@@ -187,30 +191,56 @@ def stage_value(ways: list[tuple[_Way, float]], worth: Array, stage: Stage, step
     best = ways[0][0].best(worth, (prices + ways[0][1]) * step_h)
     for way, cost in ways[1:]:
         best = np.maximum(best, way.best(worth, (prices + cost) * step_h))
-    return best if stage.weights == ((1.0,),) else np.array(stage.weights) @ best
+    weights = np.array(stage.weights) if weights is None else weights
+    return best if weights.shape == (1, 1) else weights @ best
 
 
-def values(store: Store, outlook: Outlook) -> list[Array]:
+def values(store: Store, outlook: Outlook, keep: int | None = None) -> list[Array]:
     """What each state of the grid is worth at the end of every step.
+
+    Args:
+        store: The asset.
+        outlook: Prices.
+        keep: Steps whose values are wanted, from the round on; the others are dropped on the way. None: all.
 
     Returns:
         For the round and each stage after it: rows for the price states of that step (one where they do not matter),
         columns for the states of the grid. What it is worth to end there (``reward``) is in it.
     """
     grid, step_h = store.grid(), outlook.step_h
-    known: dict[tuple[Mode, float, float], _Way] = {}
+    known: dict[tuple[Mode, tuple[float, float]], _Way] = {}
     last = len(outlook.stages)
-    result = [_ended(store.reward(last, step_h, grid), store.final(last, outlook, grid)[None, :])]
+    worth = _ended(store.reward(last, step_h, grid), store.final(last, outlook, grid)[None, :])
+    result = deque([worth], maxlen=keep)
+    matrices = Matrices()
     for step in range(last, 0, -1):
-        keep, shift = store.drift(step, step_h)
+        drift = store.drift(step, step_h)
         ways = []
         for mode in store.modes(step, step_h):
-            if (mode, keep, shift) not in known:
-                known[mode, keep, shift] = _Way(grid, mode, keep, shift)
-            ways.append((known[mode, keep, shift], mode.cost))
-        worth = stage_value(ways, result[-1], outlook.stages[step - 1], step_h)
-        result.append(_ended(store.reward(step - 1, step_h, grid), worth))
-    return result[::-1]
+            if (mode, drift) not in known:
+                known[mode, drift] = _Way(grid, mode, *drift)
+            ways.append((known[mode, drift], mode.cost))
+        stage = outlook.stages[step - 1]
+        worth = stage_value(ways, worth, stage, step_h, matrices.of(stage))
+        worth = _ended(store.reward(step - 1, step_h, grid), worth)
+        result.append(worth)
+    return list(result)[::-1]
+
+
+class Matrices:
+    """The weights of stages as arrays: one array for the many stages that share their weights."""
+
+    def __init__(self, kind: type[np.floating[Any]] = np.float64) -> None:
+        """None yet."""
+        self._known: dict[int, NDArray[Any]] = {}
+        self._kind = kind
+
+    def of(self, stage: Stage) -> NDArray[Any]:
+        """A stage's; the outlook must live on meanwhile."""
+        made = self._known.get(id(stage.weights))
+        if made is None:
+            made = self._known[id(stage.weights)] = np.array(stage.weights, dtype=self._kind)
+        return made
 
 
 def _ended(reward: Array | None, worth: Array) -> Array:
