@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from energybid.agent.control import Control
+    from energybid.agent.market.bidder import Bidder
     from energybid.agent.plan import AgentPlan
     from energybid.agent.recorder import Recorder
     from energybid.agent.sharing import Proxy
@@ -71,6 +72,21 @@ def make_control(platform: Platform, recorder: Recorder, pollers: list[BusPoller
     return made
 
 
+def make_bidder(
+    platform: Platform,
+    plan: AgentPlan,
+    recorder: Recorder,
+    parts: tuple[Control | None, list[BusPoller], Uploader | None],
+) -> Bidder | None:
+    """The part in a market, imported only where there is one: it loads numpy."""
+    control, pollers, uploader = parts
+    if plan.market is None or uploader is None:
+        return None
+    start = importlib.import_module("energybid.agent.market.start")
+    made: Bidder = start.make_bidder(platform, plan.market, recorder, control, pollers, uploader)
+    return made
+
+
 class Agent:
     """The parts of one agent and their order of start and stop."""
 
@@ -91,6 +107,8 @@ class Agent:
             topics = topics_for(plan.tenant, plan.gateway)
             key = PublicKey.from_pem(plan.headend_key)
             self._uploader = Uploader(platform, recorder, plan.uplink, topics, key)
+        self.bidder = make_bidder(platform, plan, recorder, (self.control, self._pollers, self._uploader))
+        """None where there is no market."""
 
     async def run(self, stop: asyncio.Event, lost: Gap | None = None) -> None:
         """Run until ``stop`` is set; then commit, send the last batch, and end.
@@ -109,19 +127,12 @@ class Agent:
         try:
             await self._begin(lost)
             async with asyncio.TaskGroup() as tasks:
-                polls = [tasks.create_task(poller.run()) for poller in self._pollers]
-                others = [tasks.create_task(recorder.run()), tasks.create_task(self._watchdog())]
-                others.append(tasks.create_task(self._memory.run()))
-                polls += [tasks.create_task(proxy.run()) for proxy in self._proxies]
-                if self.control:
-                    polls.append(tasks.create_task(self.control.run()))
-                if self._uploader:
-                    others.append(tasks.create_task(self._uploader.run()))
-                if self._plan.status.path:
-                    others.append(tasks.create_task(self._write_status(self._plan.status.path)))
+                polls, others = self._start(tasks)
                 self._platform.notify("READY=1")
                 await stop.wait()
                 self._platform.notify("STOPPING=1")
+                if self.bidder:
+                    await self.bidder.close()
                 if self.control:
                     await self.control.close()
                 await _cancel(polls)
@@ -140,6 +151,22 @@ class Agent:
             raise error from group
         finally:
             await recorder.close()
+
+    def _start(self, tasks: asyncio.TaskGroup) -> tuple[list[asyncio.Task[None]], list[asyncio.Task[None]]]:
+        """Start everything; returns what is at the buses, and the rest, which ends after it."""
+        polls = [tasks.create_task(poller.run()) for poller in self._pollers]
+        others = [tasks.create_task(self._recorder.run()), tasks.create_task(self._watchdog())]
+        others.append(tasks.create_task(self._memory.run()))
+        polls += [tasks.create_task(proxy.run()) for proxy in self._proxies]
+        if self.control:
+            polls.append(tasks.create_task(self.control.run()))
+        if self._uploader:
+            others.append(tasks.create_task(self._uploader.run()))
+        if self.bidder:
+            others.append(tasks.create_task(self.bidder.run()))
+        if self._plan.status.path:
+            others.append(tasks.create_task(self._write_status(self._plan.status.path)))
+        return polls, others
 
     async def _begin(self, lost: Gap | None) -> None:
         """Know what earlier runs knew, open this run in the log, make safe what the last one has left held."""
@@ -177,6 +204,7 @@ class Agent:
         def status() -> dict[str, object]:
             found = agent_status(self._platform, self._plan, self._recorder, self._pollers, self._uploader)
             found["control"] = self.control.status() if self.control else []
+            found["market"] = self.bidder.status() if self.bidder else None
             return found | {"proxies": [proxy.status() for proxy in self._proxies]}
 
         await write_status(self._plan.status.interval_s, status, lambda data: system.replace_file(path, data))

@@ -34,9 +34,12 @@ from energybid.sync.market import Confirmation, Prices
 from energybid.sync.topics import market_topics, topics_for
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from energybid.agent.market.plan import MarketPlan
     from energybid.agent.market.ports import Followed, Send
     from energybid.agent.recorder import Recorder
+    from energybid.agent.upload import Uploader
     from energybid.core.ports import Message, Platform
 
 logger = logging.getLogger("energybid.market")
@@ -97,19 +100,18 @@ class Bidder:
         self._desk = Desk(platform.think or platform.offload)
         self._session: _Session | None = None
         self._running: asyncio.Task[None] | None = None
+        self._dropped: Callable[[], int] = int
         self.error = ""
         """Why the last session ended."""
 
-    @property
-    def topics(self) -> list[str]:
-        """What to subscribe to."""
-        return list(self._kinds)
+    def attach(self, uploader: Uploader) -> None:
+        """Share the agent's connection; call it before that runs."""
+        uploader.also(list(self._kinds), self._queue.put)
+        uploader.on_connect.append(self._connected)
+        uploader.more_status = self.told
+        self._dropped = lambda: uploader.dropped
 
-    async def on_message(self, message: Message) -> None:
-        """A message came on one of ``topics``."""
-        await self._queue.put(message)
-
-    def connected(self) -> None:
+    def _connected(self) -> None:
         """There is a connection again: what waits is sent."""
         if self._session is not None:
             self._session.connected()
@@ -173,6 +175,7 @@ class Bidder:
             "planner_error": self._desk.error,
             "refused": dict(self._log.refused),
             "not_logged": self._log.not_logged,
+            "dropped": self._dropped(),
         }
         return found | (self._session.status() if self._session else {"rounds": [], "prices": {}})
 
@@ -205,6 +208,7 @@ class _Session:
             tasks.create_task(self._offers.run())
             tasks.create_task(self._deliveries.local())
             tasks.create_task(floor.outbox.run())
+            tasks.create_task(self._sample())
             tasks.create_task(self._observe())
             tasks.create_task(self._keep())
 
@@ -331,6 +335,7 @@ class _Session:
 
     async def _recall(self) -> None:
         """Take back from the journal what earlier runs knew."""
+        await self._floor.site.assets.recall()
         found = await self._read_back()
         made: list[Prices] = []
         strange = sum(not self._restore(kept, made) for kept in found)
@@ -341,7 +346,7 @@ class _Session:
         try:
             journal = self._floor.recorder.journal
             self._kept = await self._floor.platform.offload(journal.recall, PLANNER)
-            await desk.ask(planner.restore, dict(self._kept))
+            await desk.ask(planner.restore, {key.removeprefix(PLANNER): piece for key, piece in self._kept.items()})
             for prices in made:
                 await desk.ask(planner.prices, prices)
         except PlannerError:
@@ -391,6 +396,17 @@ class _Session:
 
     # ------------------------------------------------------------ the planner's own
 
+    async def _sample(self) -> None:
+        """Let the assets look at their meters; a fault of theirs is theirs alone."""
+        while True:
+            try:
+                await self._floor.site.assets.run()
+            except JournalError:
+                raise
+            except Exception:
+                logger.exception("the state of the assets is not known for a while")
+            await asyncio.sleep(RESTART_S)
+
     async def _observe(self) -> None:
         """Tell the planner what the site took, each slot that is over."""
         floor = self._floor
@@ -423,7 +439,8 @@ class _Session:
         """Keep what the planner has learned, where that is new."""
         floor = self._floor
         try:
-            state = dict(await floor.desk.ask(floor.site.planner.state))
+            pieces = await floor.desk.ask(floor.site.planner.state)
+            state = {PLANNER + name: piece for name, piece in pieces.items()}
             if state != self._kept:
                 await floor.platform.offload(floor.recorder.journal.remember_all, state)
                 self._kept = state

@@ -76,6 +76,12 @@ class Slot(NamedTuple):
 class Assets(Protocol):
     """What the meters say of the site and of its assets."""
 
+    async def recall(self) -> None:
+        """Take up what earlier runs knew; called once before ``run``, and again after a fault."""
+
+    async def run(self) -> None:
+        """Look at the meters until cancelled."""
+
     def now(self, made_at_ms: int, step_h: float) -> list[tuple[str, Asset]]:
         """The assets that can be reached, in the state that they will be in.
 
