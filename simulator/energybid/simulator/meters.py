@@ -96,6 +96,12 @@ def device_profile(name: str) -> str:
     return str(files("energybid.simulator") / "data" / "profiles" / f"{name}.toml")
 
 
+def device_profiles() -> list[tuple[str, bytes]]:
+    """(File name, contents) of all of them."""
+    folder = files("energybid.simulator") / "data" / "profiles"
+    return sorted((entry.name, entry.read_bytes()) for entry in folder.iterdir())
+
+
 Factors = dict[str, Fraction]
 """Raw values of the factors that a meter holds, by name."""
 

@@ -1,4 +1,4 @@
-"""``energybid simulate``: serve simulated things. ``bus``: meters on Modbus buses of every kind."""
+"""``energybid simulate``: serve simulated things. ``bus``: meters on Modbus buses. ``market``: a market's rounds."""
 
 import argparse
 import asyncio
@@ -10,6 +10,11 @@ from typing import Any
 from energybid.core import exit_codes
 from energybid.core.settings import check
 from energybid.simulator.config import BusFile, duration, load_bus_file
+from energybid.simulator.market.config import load_plan
+from energybid.simulator.market.operator import Event
+from energybid.simulator.market.system import serve as serve_market
+from energybid.simulator.market.view import Rounds
+from energybid.simulator.meters import device_profiles
 from energybid.simulator.serve import Place, Served, serve
 from energybid.simulator.system import cpu_seconds, describe_commit, in_processes, stop_event
 from energybid.simulator.world.report import event_log, facts, render, replay_command, slim
@@ -24,6 +29,11 @@ examples:
   energybid simulate bus -c bus.toml --json        one JSON line when ready, one at the end
   energybid simulate bus --dump recorded.toml      a meter recorded by `energybid dump`, on TCP
   energybid simulate bus --dump recorded.toml --device line.tty --unit 7
+
+  energybid simulate profiles FOLDER               the profiles of its devices (batteries, wallboxes ...) as files
+
+  energybid simulate market -c market.toml         rounds, prices, awards and statements, until Ctrl-C or SIGTERM
+  energybid simulate market -c market.toml --json  one JSON line for each event
 
   energybid simulate world --seed 7 --days 3 --faults all
   energybid simulate world --seed 1 --seeds 200 --jobs 2             200 worlds of one day, on two cores
@@ -49,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bus.add_argument("--device", metavar="LINK", help="with --dump: on a pty at 9600 baud that this link points to")
     bus.add_argument("--for", dest="for_s", type=duration, metavar="DURATION", help="end after so long, such as 30s")
     bus.add_argument("--json", action="store_true", help="JSON lines on stdout: ready, stopped")
+    profiles = what.add_parser("profiles", help="write the profiles of simulated devices, for gateway.toml")
+    profiles.add_argument("folder", type=Path, help="where to; made if it is not there")
+    market = what.add_parser("market", help="a market: announces rounds, clears bids, awards, settles")
+    market.add_argument("-c", "--config", type=Path, required=True, help="market.toml; simulator/README.md shows one")
+    market.add_argument("--for", dest="for_s", type=duration, metavar="DURATION", help="end after so long")
+    market.add_argument("--json", action="store_true", help="JSON lines on stdout, one for each event")
     world = what.add_parser("world", help="the whole system in virtual time, with faults, and its invariants checked")
     world.add_argument("--seed", type=int, default=1, help="everything that happens follows from it (default: 1)")
     world.add_argument("--seeds", type=int, default=1, metavar="N", help="so many worlds, from --seed on")
@@ -66,7 +82,38 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until stopped, or simulate."""
     if arguments.what == "world":
         return _worlds(arguments)
+    if arguments.what == "profiles":
+        return _profiles(arguments.folder)
+    if arguments.what == "market":
+        return asyncio.run(_market(arguments))
     return asyncio.run(_serve(arguments))
+
+
+def _profiles(folder: Path) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in device_profiles():
+        (folder / name).write_bytes(data)
+        sys.stdout.write(f"{folder / name}\n")
+    return exit_codes.OK
+
+
+# ---------------------------------------------------------------- market
+
+
+async def _market(arguments: argparse.Namespace) -> int:
+    plan, rounds = load_plan(arguments.config), Rounds()
+    stop = stop_event()
+
+    def tell(event: Event) -> None:
+        line = json.dumps({"event": event.kind, **event.facts}) + "\n" if arguments.json else rounds.take(event)
+        sys.stdout.write(line)
+        sys.stdout.flush()
+
+    tell(Event("ready", {"market": plan.terms.name, "gateways": len(plan.members)}))
+    if arguments.for_s:
+        asyncio.get_running_loop().call_later(arguments.for_s, stop.set)
+    await serve_market(plan, stop, tell)
+    return exit_codes.OK
 
 
 # ---------------------------------------------------------------- world
