@@ -266,3 +266,20 @@ def test_keys_need_enough_entropy_and_a_known_algorithm(size: int, algorithm: in
 
 def test_every_entropy_makes_a_key() -> None:
     assert {PrivateKey.from_entropy(bytes([n]) * 48, a).algorithm for n in (0, 255) for a in (EDDSA, ES256)} == {-8, -7}
+
+
+def test_a_signature_has_one_form_by_which_its_message_may_be_named() -> None:
+    key, order = KEYS["es256"], cose._P256_ORDER
+    high = 0
+    for number in range(20):
+        signature = cose.sign(key, bytes([number]))
+        s = int.from_bytes(signature[32:], "big")
+        mirrored = signature[:32] + (order - s).to_bytes(32, "big")
+        for either in (signature, mirrored):
+            key.public.verify(either, cose._to_be_signed(cose._protected(ES256, key.kid), bytes([number])))
+        assert cose.low(ES256, signature) == cose.low(ES256, mirrored) == min(signature, mirrored)
+        high += cose.low(ES256, signature) != signature
+    assert 0 < high < 20
+    for same in (b"\xff" * 64, cose.sign(KEYS["ed25519"], b"")):
+        assert cose.low(EDDSA, same) == same
+    assert cose.low(ES256, b"\xff" * 64) == b"\xff" * 64, "no signature at all stays none"

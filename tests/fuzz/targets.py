@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from energybid.agent.config import GatewayFile, _Planner
+from energybid.agent.market.book import PriceBook
+from energybid.agent.rounds import RefusedMessageError, Rounds
 from energybid.bidding import baseline_rules
 from energybid.core import cbor, cose, disclosure, entries, evidence
 from energybid.core.errors import ConfigurationError, EvidenceError, GarbledError
@@ -51,7 +53,7 @@ from energybid.simulator.household import Household
 from energybid.simulator.meters import Meter
 from energybid.simulator.recorded import Recorded
 from energybid.simulator.world.scenario import Scenario
-from energybid.sync import batch, columns, market, topics
+from energybid.sync import batch, columns, logged, market, topics
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -426,6 +428,37 @@ def market_message(data: bytes) -> None:
             assert message.curve.floor_w == message.floor_w
 
 
+_MARKET_KEY = cose.PublicKey.from_pem(_golden("market-round.json", "key")[0])
+_ANNOUNCED = _golden("market-round.json", "message")[0]
+_MADE_MS = market.told(market.Round, _ANNOUNCED).time_ms
+
+
+def market_signed(data: bytes) -> None:
+    """On every topic of a market's at once: only what the market signed may count."""
+    rounds, book = Rounds("acme/flex", "acme/gw-7", _MARKET_KEY), PriceBook("acme/flex", _MARKET_KEY)
+    for take in (
+        lambda: rounds.announced(data, _MADE_MS),
+        lambda: rounds.awarded(data, _MADE_MS),
+        lambda: rounds.stated(data),
+        lambda: book.take(data, _MADE_MS),
+    ):
+        with suppress(RefusedMessageError):
+            take()
+            assert data in _golden("market-*.json", "message")
+
+
+def logged_message(data: bytes) -> None:
+    """What a log may hold as a market's message, in words: the first byte is its kind, the second the reason."""
+    entry = entries.MarketMessage(data[0] if data else 0, data[1] if data[1:] else 0, data[2:4098], 0, 0, 0, 0, 0)
+    teller = logged.Teller()
+    teller.facts(entries.MarketMessage(entries.MarketKind.ROUND, 0, _ANNOUNCED, 0, 0, 0, 0, 0))
+    facts = teller.facts(entry)
+    assert list(facts) == ["kind", "reason", "missed", "bytes", *logged.COLUMNS]
+    json.dumps(facts)
+    with suppress(EvidenceError):
+        logged.checked(entry, {_MARKET_KEY.kid: _MARKET_KEY})
+
+
 def _toml(name: str) -> bytes:
     return (PROFILES / f"{name}.toml").read_bytes()
 
@@ -534,6 +567,14 @@ TARGETS: dict[str, Target] = {
     "batch": Target(frame, _frame_seeds()),
     "topic": Target(topic, (b"energybid/1/acme/gw-7/log", b"energybid/1/acme/gw-7/receipt")),
     "market": Target(market_message, _golden("market-*.json", "payload")),
+    "market-signed": Target(market_signed, _golden("market-*.json", "message")),
+    "market-logged": Target(
+        logged_message,
+        tuple(
+            bytes((getattr(entries.MarketKind, name.upper()), 0)) + _golden(f"market-{name}.json", "message")[0]
+            for name in ("round", "bid", "award", "confirmation", "statement", "prices")
+        ),
+    ),
 }
 
 

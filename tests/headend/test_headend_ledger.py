@@ -8,7 +8,7 @@ from typing import Any
 import apsw
 import pytest
 from energybid.core.cose import ES256
-from energybid.core.entries import Epoch, Gap
+from energybid.core.entries import Epoch, Gap, MarketMessage
 from energybid.core.errors import EvidenceError, JournalError
 from energybid.core.evidence import Receipt, verify_receipt
 from energybid.core.ports import Message
@@ -19,6 +19,7 @@ from energybid.headend.ledger import Ledger, Outgoing
 from energybid.headend.status import facts
 from energybid.headend.store import Store
 from energybid.headend.verify import verify
+from energybid.sync import market
 from energybid.sync.batch import encode_batch
 from energybid.sync.topics import topics_for
 from headend_gateway import Gateway, key
@@ -542,6 +543,26 @@ def test_verified_under_given_keys(headend: Headend, gateway: Gateway) -> None:
     report = verify(headend.path, [key(5).public])
     assert report is not None
     assert not report["verified"]
+
+
+def test_a_markets_messages_are_verified_under_given_keys(headend: Headend, gateway: Gateway) -> None:
+    made = market.Prices("demo/flex", 0, 1, 5, "USD", 2, 5, 1000, (7,))
+    prices = market.sign(made, key(7))
+    broken = prices[:-1] + bytes([prices[-1] ^ 1])
+    gateway.append([MarketMessage(5, reason, data, 0, 1, 2, 1, 1) for reason, data in ((0, prices), (1, broken))])
+    headend.take(gateway.message(0))
+    counts = []
+    for keys in ([], [key(7).public]):
+        report = verify(headend.path, [*keys, gateway.key.public, HEADEND.public])
+        assert report is not None
+        assert report["verified"]
+        counts.append((report["market_messages"], report["market_signatures"]))
+    assert counts == [(2, 0), (2, 1)]
+    gateway.append([MarketMessage(5, 0, broken, 0, 1, 2, 1, 1)])
+    headend.take(gateway.message(5))
+    report = verify(headend.path, [key(7).public, gateway.key.public, HEADEND.public])
+    assert report is not None
+    assert ["entry 5" in fault for fault in report["faults"]] == [True]
 
 
 def test_receipts_do_not_verify_under_another_key(headend: Headend, gateway: Gateway) -> None:

@@ -10,12 +10,13 @@ from energybid.agent.journal import Journal
 from energybid.agent.rows import Acknowledged, EpochRow, Segment, same_root, split_hashes
 from energybid.core import cose
 from energybid.core.cose import PublicKey
-from energybid.core.entries import Epoch, Reading
+from energybid.core.entries import Entry, Epoch, MarketMessage, Reading
 from energybid.core.errors import EvidenceError, JournalDamagedError
 from energybid.core.evidence import verify_receipt
 from energybid.core.log import Salts
 from energybid.core.ports import Database
 from energybid.core.tree import Frontier, leaf_hash
+from energybid.sync import logged
 from energybid.sync.batch import decode_batch, replay
 
 FAULTS_MAX = 100
@@ -37,6 +38,17 @@ class Report:
         if len(self.faults) < FAULTS_MAX:
             self.faults.append(text)
 
+    def entry(self, sequence: int, entry: Entry) -> None:
+        """Count an entry; check a market's message where its key was given."""
+        self.counts["entries"] += 1
+        self.counts["readings"] += isinstance(entry, Reading)
+        if isinstance(entry, MarketMessage):
+            self.counts["market"] += 1
+            try:
+                self.counts["market signed"] += logged.checked(entry, self.keys)
+            except EvidenceError as error:
+                self.fault(f"entry {sequence}, a market's message: {error}")
+
     def key(self, kid: bytes) -> PublicKey:
         """The key of a kid.
 
@@ -55,6 +67,8 @@ class Report:
             **facts,
             "entries": self.counts["entries"],
             "readings": self.counts["readings"],
+            "market_messages": self.counts["market"],
+            "market_signatures": self.counts["market signed"],
             "checkpoints": self.counts["checkpoints"],
             "signatures": "checked" if self.keys else "not checked: no --key",
             "verified": not self.faults,
@@ -68,7 +82,8 @@ def verify_journal(database: Database, path: str, keys: list[PublicKey]) -> dict
     Args:
         database: Opened for reading.
         path: Its name.
-        keys: The gateway's public log keys, and the head-end's for the stored receipt.
+        keys: The gateway's public log keys, the head-end's for the stored receipt, and, for the market's messages, the
+            market's and the gateway's for bids.
     """
     tables = {name for (name,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     if not {"epoch", "segment", "acknowledged"} <= tables:
@@ -151,8 +166,7 @@ class _Walk:
             if segment.previous and segment.previous[0] == self.frontier.size:
                 same_root(segment, self.frontier)
             self.readings += isinstance(entry, Reading)
-            self._report.counts["readings"] += isinstance(entry, Reading)
-            self._report.counts["entries"] += 1
+            self._report.entry(self.frontier.size - 1, entry)
         if self.frontier.root() != segment.root:
             raise EvidenceError(f"entries {segment.first} to {segment.end} do not lead to the root signed for them")
         if self._report.keys:
@@ -171,8 +185,8 @@ def verify_batch(frame: bytes, origin: str | None, keys: list[PublicKey]) -> dic
     """
     report = Report(keys)
     batch = decode_batch(frame)
-    report.counts["entries"] = len(batch.entries)
-    report.counts["readings"] = sum(isinstance(entry, Reading) for entry in batch.entries)
+    for sequence, entry in enumerate(batch.entries, batch.first):
+        report.entry(sequence, entry)
     if keys and origin:
         start = Frontier() if batch.first == 0 else None
         if start is None and batch.peaks is None:

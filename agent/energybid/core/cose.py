@@ -30,6 +30,8 @@ KID_SIZE = 8
 MESSAGE_MAX = 4096
 """Longest COSE message accepted, bytes."""
 
+_P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+"""SEC 2 §2.4.2."""
 _ALGORITHM_BYTE = {EDDSA: b"\x27", ES256: b"\x26"}
 _OPENING = b"\xd2\x84\x4d"
 """Tag 18, array of 4, byte string of 13: the protected header."""
@@ -141,8 +143,7 @@ class PrivateKey:
             raise ValueError(f"a key needs {ENTROPY_SIZE} random bytes and EDDSA or ES256")
         if algorithm == EDDSA:
             return cls(ed25519.Ed25519PrivateKey.from_private_bytes(entropy[:32]))
-        order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # SEC 2 §2.4.2
-        return cls(ec.derive_private_key(int.from_bytes(entropy, "big") % (order - 1) + 1, ec.SECP256R1()))
+        return cls(ec.derive_private_key(int.from_bytes(entropy, "big") % (_P256_ORDER - 1) + 1, ec.SECP256R1()))
 
     @classmethod
     def from_pem(cls, pem: bytes) -> "PrivateKey":
@@ -186,6 +187,18 @@ def _to_be_signed(protected: bytes, payload: bytes) -> bytes:
 def sign(signer: Signer, payload: bytes) -> bytes:
     """Signature over ``payload`` alone; ``message`` puts the whole together."""
     return signer.sign(_to_be_signed(_protected(signer.algorithm, signer.kid), payload))
+
+
+def low(algorithm: int, signature: bytes) -> bytes:
+    """The one form of a signature by which its message may be named.
+
+    Anybody can turn an ECDSA signature (r, s) into (r, n - s), which holds too: of the two this is the one with the
+    smaller s. Ed25519 has one form only (RFC 8032 §5.1.7: S is in its range).
+    """
+    s = int.from_bytes(signature[32:], "big")
+    if algorithm != ES256 or 2 * s <= _P256_ORDER or s >= _P256_ORDER:
+        return signature
+    return signature[:32] + (_P256_ORDER - s).to_bytes(32, "big")
 
 
 def message(algorithm: int, kid: bytes, payload: bytes, signature: bytes) -> bytes:

@@ -10,12 +10,13 @@ import apsw
 
 from energybid.core import cose
 from energybid.core.cose import PublicKey
-from energybid.core.entries import Entry, Epoch, Reading
+from energybid.core.entries import Entry, Epoch, MarketMessage, Reading
 from energybid.core.errors import EvidenceError, JournalError
 from energybid.core.evidence import parse_checkpoint, verify_receipt
 from energybid.core.log import parse_entry
 from energybid.core.tree import Frontier, leaf_hash
 from energybid.headend.store import EpochRow, Store, known
+from energybid.sync import logged
 
 FAULTS_MAX = 100
 """A report stops listing after so many."""
@@ -54,6 +55,7 @@ class _Verification:
         self._own: dict[str | None, dict[bytes, PublicKey]] = {}
         self.faults: list[str] = []
         self._broken = 0
+        self._market = self._market_signed = 0
         for origin, pem in store.registered():
             try:
                 key = PublicKey.from_pem(pem.encode())
@@ -75,6 +77,8 @@ class _Verification:
             "gateways": gateways,
             "entries": sum(epoch["size"] for epoch in epochs),
             "readings": sum(epoch["readings"] for epoch in epochs),
+            "market_messages": self._market,
+            "market_signatures": self._market_signed,
             "checkpoints": sum(epoch["checkpoints"] for epoch in epochs),
             "conflicts": sum(len(self._store.conflicts(number)) for number, _ in self._store.origins()),
             "signatures": "checked under the given keys" if self._given else "checked under the keys registered in it",
@@ -131,6 +135,9 @@ class _Verification:
                 entry = parse_entry(raw)
                 readings += isinstance(entry, Reading)
                 _check_opening(entry, sequence, origin)
+                if isinstance(entry, MarketMessage):
+                    self._market += 1
+                    self._market_signed += logged.checked(entry, self._given)
             except EvidenceError as error:
                 self._fault(f"{name}: entry {sequence}: {error}")
             frontier.append(leaf_hash(raw))

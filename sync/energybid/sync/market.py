@@ -230,7 +230,8 @@ def sign(message: Message, signer: cose.Signer) -> bytes:
     """
     data = payload(message)
     _check(message)
-    signed = cose.message(signer.algorithm, signer.kid, data, cose.sign(signer, data))
+    signature = cose.low(signer.algorithm, cose.sign(signer, data))
+    signed = cose.message(signer.algorithm, signer.kid, data, signature)
     if len(signed) > cose.MESSAGE_MAX:
         raise EvidenceError(f"{NAMES[type(message)]}: {len(signed)} bytes; at most {cose.MESSAGE_MAX} are allowed")
     return signed
@@ -240,9 +241,13 @@ def read(kind: type[M], data: bytes, key: cose.PublicKey) -> M:
     """A message of a kind that ``key`` signed.
 
     Raises:
-        EvidenceError: It is none, another key signed it, or a field is out of its bounds.
+        EvidenceError: It is none, another key signed it, its signature is in another form (``cose.low``), or a field is
+            out of its bounds.
     """
-    return parse(kind, cose.verify(data, key))
+    content, signature = cose.verify(data, key), data[-cose.SIGNATURE_SIZE :]
+    if cose.low(key.algorithm, signature) != signature:
+        raise EvidenceError("signature is not in its one form: somebody has changed it")
+    return parse(kind, content)
 
 
 def parse(kind: type[M], data: bytes) -> M:

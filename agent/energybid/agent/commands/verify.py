@@ -89,4 +89,7 @@ def _text(path: Path, report: dict[str, Any]) -> str:
     lines = [f"{path}: {report['kind']}, {report['entries']} entries, {report['readings']} readings: {verdict}"]
     if "signatures" in report:
         lines.append(f"signatures: {report['signatures']}")
+    if report.get("market_messages"):
+        signed = report["market_signatures"]
+        lines.append(f"a market's messages: {report['market_messages']}, {signed} of them signed by the given keys")
     return "\n".join(lines + [f"fault: {fault}" for fault in report["faults"]])
