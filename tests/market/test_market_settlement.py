@@ -281,7 +281,7 @@ def test_energy_is_the_same_from_two_epochs_and_without_receipt():
     assert verify(data, trusted).agrees
     assert stranger_settlement.settlement(data, GOLDEN["keys"])[2] == 2_475
     report = command.explain(data, {key.public.kid: [(None, key.public, role)] for role, key in golden.ROLES.items()})
-    assert "1 of 2 logs without receipt" in command.words("x", report)
+    assert "1 of 2 parts of logs without receipt" in command.words("x", report)
     assert "that it is, is not said: give market=market" in command.words("x", report)
 
 

@@ -198,7 +198,20 @@ def verify(data: bytes, key_for: KeyFor) -> Outcome:
     Raises:
         EvidenceError: The file is damaged, altered, or not signed by trusted keys: nothing in it can be relied on.
     """
-    proven, programme = _proven(parse_bundle(data), key_for)
+    return _recomputed(parse_bundle(data), key_for)
+
+
+def rehearse(data: bytes) -> Outcome:
+    """What ``verify`` finds where it trusts whoever signed: for those who made a bundle and have not got all the keys.
+
+    Raises:
+        EvidenceError: The file is damaged, or its parts do not belong together.
+    """
+    return _recomputed(parse_bundle(data), None)
+
+
+def _recomputed(bundle: Bundle, key_for: KeyFor | None) -> Outcome:
+    proven, programme = _proven(bundle, key_for)
     baseline, settled, fault = None, None, ""
     try:
         baseline, settled = settle_round(proven.round, proven.bid, proven.award, proven.inputs)
@@ -238,7 +251,7 @@ def event_of(made: Round, interval_ms: int) -> Event:
     return Event(made.begins_ms, interval_ms, made.duration_ms // interval_ms)
 
 
-def _proven(bundle: Bundle, key_for: KeyFor) -> tuple[Proven, baseline_rules.Programme]:
+def _proven(bundle: Bundle, key_for: KeyFor | None) -> tuple[Proven, baseline_rules.Programme]:
     """Hashes first, they are quick; then signatures; then what the readings say."""
     checkpoints = tuple(map(_included, bundle.logs))
     _continued(bundle.logs, checkpoints)
@@ -350,7 +363,7 @@ def _same_round(made: Round, bid: Bid, award: Award, confirmation: Confirmation 
 
 
 def _signatures(
-    bundle: Bundle, checkpoints: Sequence[Checkpoint], key_for: KeyFor
+    bundle: Bundle, checkpoints: Sequence[Checkpoint], key_for: KeyFor | None
 ) -> tuple[tuple[Receipt | None, ...], tuple[Signer, ...]]:
     """Every signature, each under a key of its role; the two sides do not share keys."""
     parts = [("market", "statement", bundle.statement)]  # first those that no hash in the file covers
@@ -373,8 +386,10 @@ def _signatures(
     return tuple(receipts), tuple(dict.fromkeys(signers))
 
 
-def _signed(role: str, what: str, message: bytes, key_for: KeyFor) -> tuple[Signer, bytes]:
-    kid, _ = cose.peek(message)
+def _signed(role: str, what: str, message: bytes, key_for: KeyFor | None) -> tuple[Signer, bytes]:
+    kid, payload = cose.peek(message)
+    if key_for is None:
+        return Signer(role, kid), payload
     key = key_for(role, kid)
     if key is None:
         raise EvidenceError(f"{what}: signed by key {kid.hex()}, which was not given as {role} (--key)")

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from energybid.bidding.baseline import Baseline, needed
 from energybid.bidding.baseline_rules import parse as parse_programme
+from energybid.bidding.calendar_days import MINUTE_MS
 from energybid.core.entries import MarketKind, MarketReason
+from energybid.core.quantities import Obis
 from energybid.sync import market
 from energybid.sync.bundle import Bundle, Inputs, LogPart
 from energybid.sync.gather import chosen, prove
@@ -20,10 +22,14 @@ from energybid.sync.recompute import event_of, register_loads, settle_round
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import date
 
     from energybid.bidding.settlement import Settled
     from energybid.core.entries import Entry
     from energybid.core.prover import History
+
+
+IMPORT, EXPORT = Obis.parse("1-0:1.8.0").code, Obis.parse("1-0:2.8.0").code
 
 
 class Ready(NamedTuple):
@@ -67,6 +73,24 @@ class Never(NamedTuple):
     """The rules give nothing for what is known: no baseline, or an interval of the round is missing."""
 
     why: str
+
+
+def usual_inputs(made: Round, meter: str, *, programme: bytes, events: tuple[date, ...] = ()) -> Inputs:
+    """Inputs without loads as a market has them that says nothing else: docs/settlement.md §4.
+
+    Args:
+        made: The round.
+        meter: The gateway's name for the meter.
+        programme: The programme's file.
+        events: Other event days.
+    """
+    return Inputs(programme, meter, IMPORT, EXPORT, usual_interval_ms(made.duration_ms), events, ())
+
+
+def usual_interval_ms(duration_ms: int) -> int:
+    """The longest interval of whole minutes that divides the hour and fills a round; of none, the whole round."""
+    minutes = (length for length in range(60, 0, -1) if 60 % length == 0 and duration_ms % (length * MINUTE_MS) == 0)
+    return next((length * MINUTE_MS for length in minutes), duration_ms)
 
 
 class Messages(NamedTuple):

@@ -1,29 +1,20 @@
 """``energybid prove``: write one small file that lets a stranger check one reading, or two checkpoints."""
 
 import argparse
-import importlib.metadata
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import apsw
-
-from energybid.agent.history import journal_histories
+from energybid.agent.databases import histories, opened
 from energybid.agent.moments import moment_ms, moment_text
 from energybid.core import cose, exit_codes
 from energybid.core.disclosure import ReadingProof, parse_proof
-from energybid.core.errors import ConfigurationError, EnergybidError, JournalError
+from energybid.core.errors import ConfigurationError, EnergybidError
 from energybid.core.evidence import parse_checkpoint
-from energybid.core.ports import Database
 from energybid.core.prover import Finder, Found, History, LostError, prove_consistency, prove_reading
 from energybid.core.quantities import ClockState, Obis
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 HELP = "write a small file that proves one reading, or that one checkpoint continues another"
 EXAMPLES = """\
@@ -64,13 +55,12 @@ def run(arguments: argparse.Namespace) -> int:
     at_ms, quantity = _checked(arguments)
     if arguments.output.exists():
         raise EnergybidError(f"{arguments.output} exists; name a new file")
-    with _open(arguments.database) as database:
-        histories = _chosen(_histories(database, arguments.database), arguments)
+    with opened(arguments.database) as database:
+        found = _chosen(histories(database, arguments.database), arguments)
         if arguments.consistency:
-            facts, data = _consistency(histories[-1], arguments.consistency)
+            facts, data = _consistency(found[-1], arguments.consistency)
         else:
-            history, found = _find(histories, arguments.meter, at_ms, quantity)
-            facts, data = _reading(history, found, at_ms)
+            facts, data = _reading(*_find(found, arguments.meter, at_ms, quantity), at_ms)
     arguments.output.write_bytes(data)
     facts |= {"file": str(arguments.output), "bytes": len(data)}
     sys.stdout.write((json.dumps(facts) if arguments.json else _text(facts)) + "\n")
@@ -97,32 +87,6 @@ def _checked(arguments: argparse.Namespace) -> tuple[int | None, bytes | None]:
 
 
 # ---------------------------------------------------------------- databases
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[Database]:
-    """A read-only connection that sees one state of the file, whoever writes meanwhile."""
-    if not path.exists():
-        raise EnergybidError(f"{path}: no such file")
-    try:
-        database = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-        try:
-            database.execute("PRAGMA busy_timeout = 5000; BEGIN")
-            yield database
-        finally:
-            database.close()
-    except apsw.Error as error:
-        raise JournalError(f"{path}: {error}") from None
-
-
-def _histories(database: Database, path: Path) -> list[History]:
-    histories = journal_histories(database, str(path))
-    for entry in importlib.metadata.entry_points(group="energybid.provers") if histories is None else ():
-        load: Callable[[Database, str], list[History] | None] = entry.load()
-        histories = load(database, str(path)) if histories is None else histories
-    if histories is None:
-        raise EnergybidError(f"{path} is neither a journal nor a head-end's database")
-    return histories
 
 
 def _chosen(histories: list[History], arguments: argparse.Namespace) -> list[History]:

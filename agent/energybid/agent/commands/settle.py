@@ -1,4 +1,4 @@
-"""``energybid settle``: recompute a round's money from its evidence bundle, offline."""
+"""``energybid settle``: recompute a round's money from its evidence bundle, offline; make such bundles."""
 
 import argparse
 import json
@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from energybid.agent.commands import settle_bundle
 from energybid.agent.commands.keys import read_public
 from energybid.agent.moments import moment_text
 from energybid.core import cose, exit_codes
@@ -24,9 +25,12 @@ examples:
       --key log=log.pub.pem --key headend=headend.pub.pem
   energybid settle verify round-42.bundle --key market.pub.pem --key bids.pub.pem --key log.pub.pem --json
   energybid settle show round-42.bundle
+  energybid settle bundle --round 42 -c gateway.toml -o round-42.bundle
+  energybid settle bundle --all --database headend.db --gateway demo/gw-1 -o bundles/
 
 A key is trusted in the role that is named before it; without one in any role.
-Exit code 0: everything checks and agrees. 3: the bundle is not what it claims, or the money is another.
+Exit code 0: everything checks and agrees. 3: the bundle is not what it claims, or the money is another; it is written
+all the same: it shows what the market stated. 1: a bundle could not be made.
 """
 ROLES = ("market", "gateway", "log", "headend")
 _SIDES = {"market": "the market", "gateway": "the gateway, for its bids", "log": "the gateway's log", "headend": "the head-end"}  # fmt: skip  # noqa: E501
@@ -42,19 +46,32 @@ Keys = Mapping[bytes, list[tuple[str | None, cose.PublicKey, str]]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``settle``."""
-    commands = parser.add_subparsers(dest="what", required=True, metavar="verify|show")
+    commands = parser.add_subparsers(dest="what", required=True, metavar="verify|show|bundle")
     verifying = commands.add_parser("verify", help="check every signature and proof, and recompute the money")
     showing = commands.add_parser("show", help="what a bundle says, without checking any of it")
+    text = (
+        "gather a settled round's evidence from a journal or a head-end's database; it is verified before it is written"
+    )
+    making = commands.add_parser("bundle", help="gather a settled round's evidence into a bundle", description=text)
+    settle_bundle.add_arguments(making)
     for each in (verifying, showing):
         each.add_argument("bundle", type=Path, help="the bundle's file")
+    for each in (verifying, showing, making):
         each.add_argument("--json", action="store_true", help="print one JSON object")
-    verifying.add_argument(
-        "--key", action="append", default=[], metavar="[ROLE=]FILE", help=f"public key, PEM; roles: {', '.join(ROLES)}"
-    )
+    for each in (verifying, making):
+        each.add_argument(
+            "--key",
+            action="append",
+            default=[],
+            metavar="[ROLE=]FILE",
+            help=f"public key, PEM; roles: {', '.join(ROLES)}",
+        )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Verify or show."""
+    """Verify, show or make."""
+    if arguments.what == "bundle":
+        return _make(arguments)
     data = _read(arguments.bundle)
     if arguments.what == "show":
         facts = shown(parse_bundle(data))
@@ -63,6 +80,16 @@ def run(arguments: argparse.Namespace) -> int:
     report = explain(data, _keys(arguments.key))
     sys.stdout.write((json.dumps(report) if arguments.json else words(str(arguments.bundle), report)) + "\n")
     return exit_codes.OK if report["verified"] else exit_codes.NOT_VERIFIED
+
+
+def _make(arguments: argparse.Namespace) -> int:
+    given = _keys(arguments.key).values()
+    keys = {role: [key for found in given for named, key, _ in found if named in {None, role}] for role in ROLES}
+    done = settle_bundle.make(arguments, keys)
+    sys.stdout.write((json.dumps(done) if arguments.json else settle_bundle.words(done)) + "\n")
+    if done["failed"]:
+        return exit_codes.FAILED
+    return exit_codes.OK if all(each["agrees"] for each in done["bundles"]) else exit_codes.NOT_VERIFIED
 
 
 def _read(path: Path) -> bytes:
@@ -108,7 +135,12 @@ def explain(data: bytes, keys: Keys) -> dict[str, Any]:
     checks = [{"what": each.what, "agrees": each.agrees, "said": each.said} for each in outcome.checks]
     faults = [f"{each.what}: {each.said}" for each in outcome.checks if not each.agrees]
     facts = {"kind": "settlement", "verified": outcome.agrees, "authentic": True, "faults": faults, "checks": checks}
-    return facts | _round_facts(outcome) | _energy_facts(outcome) | {"signed": _signed(outcome, keys)}
+    return (
+        facts
+        | _round_facts(outcome)
+        | _energy_facts(outcome)
+        | {"logged": _logged_facts(outcome), "signed": _signed(outcome, keys)}
+    )
 
 
 def _round_facts(outcome: Outcome) -> dict[str, Any]:
@@ -135,6 +167,7 @@ def _energy_facts(outcome: Outcome) -> dict[str, Any]:
         "unconfirmed": _unconfirmed(proven.inputs.programme),
         "receipts": sum(receipt is not None for receipt in proven.receipts),
         "logs": len(proven.checkpoints),
+        "not_shown": _not_shown(outcome),
     }
     if baseline is not None:
         facts["days"] = [
@@ -151,6 +184,47 @@ def _energy_facts(outcome: Outcome) -> dict[str, Any]:
         facts["amount"] = f"{market.price(settled.amount, proven.round.decimals)} {proven.round.currency}"
         facts["intervals"] = [_interval(outcome, at, line) for at, line in enumerate(settled.lines)]
     return facts
+
+
+def _logged_facts(outcome: Outcome) -> list[dict[str, Any]]:
+    """When the round's messages were in the gateway's log, and by when the head-end had them."""
+    deadlines = _deadlines(outcome)
+    return [
+        {
+            "message": each.what,
+            "entry": each.sequence,
+            "time": moment_text(each.time.time_ms),
+            "uncertain_ms": each.time.uncertainty_ms,
+            "stored_by": None if each.receipt_ms is None else moment_text(each.receipt_ms),
+            "in_time": None if each.what not in deadlines or each.receipt_ms is None else
+            each.receipt_ms <= deadlines[each.what][1],
+        }
+        for each in outcome.proven.logged
+    ]  # fmt: skip
+
+
+def _deadlines(outcome: Outcome) -> dict[str, tuple[str, int]]:
+    made = outcome.proven.round
+    return {"bid": ("the gate closed", made.gate_ms), "award": ("the interval began", made.begins_ms)}
+
+
+def _not_shown(outcome: Outcome) -> list[str]:
+    """What the log does not show of when the bid and the award were there."""
+    logged = {each.what: each for each in outcome.proven.logged}
+    said = []
+    for what, (moment, deadline_ms) in _deadlines(outcome).items():
+        entry = logged.get(what)
+        if entry is None:
+            why = "the bundle has no entry of it from the gateway's log"
+        elif entry.receipt_ms is None:
+            why = "the bundle has no receipt over its entry"
+        elif entry.receipt_ms > deadline_ms:
+            late_s = (entry.receipt_ms - deadline_ms) / 1000
+            why = f"the first receipt over its entry that is in the bundle came {late_s:.1f} s later"
+        else:
+            continue
+        said.append(f"that the {what} was there before {moment}: {why}")
+    return said
 
 
 def _unconfirmed(programme: bytes) -> int:
@@ -194,6 +268,7 @@ def words(name: str, report: dict[str, Any]) -> str:
         *map(_check, report["checks"]),
         "",
         *_energy_words(report),
+        *_logged_words(report["logged"]),
         "Signed by:",
         *(_signer(each) for each in report["signed"]),
         "",
@@ -230,6 +305,15 @@ def _energy_words(report: dict[str, Any]) -> list[str]:
     return [*lines, ""] if lines else []
 
 
+def _logged_words(logged: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        f"  * {each['message']}: entry {each['entry']}, {each['time']} by the gateway's clock; "
+        + (f"the head-end had it by {each['stored_by']}" if each["stored_by"] else "without receipt")
+        for each in logged
+    ]
+    return ["In the gateway's log:", *lines, ""] if lines else []
+
+
 def _signer(each: dict[str, Any]) -> str:
     doubt = "" if each["named"] else f"; that it is, is not said: give {each['role']}={each['file']}"
     return f"  * {_SIDES[each['role']]}: key {each['kid']} ({each['file']}{doubt})"
@@ -237,11 +321,11 @@ def _signer(each: dict[str, Any]) -> str:
 
 def _unproven(report: dict[str, Any]) -> list[str]:
     missing, doubts = report["logs"] - report["receipts"], report["unconfirmed"]
-    logs = f"{missing} of {report['logs']} logs without receipt"
+    logs = f"{missing} of {report['logs']} parts of logs without receipt"
     late = f"that anybody but the gateway had the readings at any time: {logs}"
     unsure = f"the programme says itself that the constants of {doubts} sources are not confirmed"
     rules = f"that the rules are the manual's: {unsure}"
-    return [*_NOT_PROVEN, *([late] if missing else []), *([rules] if doubts else [])]
+    return [*_NOT_PROVEN, *report["not_shown"], *([late] if missing else []), *([rules] if doubts else [])]
 
 
 # ---------------------------------------------------------------- show
