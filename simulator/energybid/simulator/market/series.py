@@ -20,6 +20,8 @@ STEP_MS = 300_000
 """Of a recorded series, and of the made-up real-time price."""
 CENT = Decimal("0.01")
 ROWS_MAX = 4_000_000
+SUN_MEAN = 0.26
+"""Of a made-up day's solar power."""
 
 
 class Series(Protocol):
@@ -59,7 +61,7 @@ class MadeUp:
         hour = at_ms // HOUR_MS
         of_day, day = hour % 24, hour // 24
         shape = 0.35 * cos((of_day - 8) * pi / 4) + 0.65 * cos((of_day - 19) * pi / 6)
-        sun = max(0.0, cos((of_day - 13) * pi / 9)) * (1.1 + 0.8 * self._chance("sun", day))
+        sun = max(0.0, cos((of_day - 13) * pi / 9)) * (1.1 + 0.8 * self._chance("sun", day)) - SUN_MEAN
         level = 1 + 0.3 * self._chance("day", day)
         return _price(self._mean * level + self._swing * (shape - sun + 0.3 * self._chance("hour", hour)))
 
