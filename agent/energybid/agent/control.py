@@ -207,6 +207,12 @@ class Control:
         """Their names."""
         return sorted(self._points)
 
+    def held_above(self, point: str, rank: Rank) -> Owner | None:
+        """Who holds a point with a higher rank; None: nobody, or there is no such point."""
+        found = self._points.get(point)
+        top = found.top() if found else None
+        return top.owner if top and top.owner.rank > rank and top.until_s > self.now() else None
+
     # ------------------------------------------------------------ owners
 
     async def hold(self, point: str, value: Fraction, owner: Owner, until_s: float) -> Lease:

@@ -81,8 +81,9 @@ class BatteryModel(AssetModel):
     """The same of discharging, per MWh that it gives."""
     reserve: Energy = 0
     """Never discharged below this."""
-    final_price: float = Field(0.0, ge=-1e9, le=1e9)
-    """What is stored above the reserve at the end of the plan counts so much, money per MWh."""
+    final_price: Annotated[float, Field(ge=-1e9, le=1e9)] | None = None
+    """What is stored above the reserve at the end of the plan counts so much, money per MWh; where it is not given, the
+    price expected then."""
 
     @model_validator(mode="after")
     def _orders(self) -> Self:
@@ -184,8 +185,9 @@ class ThermalAssetModel(AssetModel):
     """It is not run where it would get warmer than this."""
     outside: Reference | float
     """METER/QUANTITY of the temperature around it, or that temperature, °C."""
-    final_price: Money = 0.0
-    """Warmth at the end of the plan counts so much, money per MWh of the electricity it took."""
+    final_price: Money | None = None
+    """Warmth at the end of the plan counts so much, money per MWh of the electricity it took; where it is not given,
+    the price expected then."""
     model: ThermalModelModel | None = None
 
     @model_validator(mode="after")

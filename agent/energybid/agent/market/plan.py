@@ -74,7 +74,7 @@ class BatteryPlan(AssetPlan):
     charge_wear: float
     discharge_wear: float
     reserve_wh: int
-    final_price: float
+    final_price: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +122,7 @@ class ThermalPlan(AssetPlan):
     most_w: int
     least_c: float
     most_c: float
-    final_price: float
+    final_price: float | None
     on: Fraction | None
     """Number that switches it on; None where the number is a power."""
     off: Fraction

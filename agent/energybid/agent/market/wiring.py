@@ -13,6 +13,7 @@ from energybid.agent.market import config, plan
 from energybid.core.cose import PrivateKey, PublicKey
 from energybid.core.errors import ConfigurationError
 from energybid.core.quantities import Obis, decimal_text, exact_decimal
+from energybid.core.settings import Settings, check
 from energybid.drivers.modbus.decode import encode_writable
 from energybid.drivers.modbus.map import FLOATS, ModbusMap, Writable
 
@@ -388,3 +389,82 @@ def _list(names: Iterable[str]) -> str:
 def _text(value: Fraction) -> str:
     found = exact_decimal(value, 6)
     return decimal_text(*found) if found else f"{float(value):.6g}"
+
+
+# ---------------------------------------------------------------- without a gateway
+
+
+_NOWHERE = "-/-"
+_SENSOR = plan.Sensor(meter="-", name="-", group=0, index=0, unit=SHARE)
+_SET = plan.SetPoint(point=_NOWHERE, minimum=Fraction(0), maximum=Fraction(0), safe=Fraction(0))
+_LEFT_OUT: Mapping[str, Mapping[str, Any]] = {
+    "battery": {"state": _NOWHERE},
+    "ev": {"charged": _NOWHERE, "phases": 3},
+    "thermal": {"state": _NOWHERE, "power": _NOWHERE, "outside": _NOWHERE},
+    "deferrable": {},
+    "curtailable": {"power": _NOWHERE},
+    "pv": {"power": _NOWHERE},
+}
+"""What only a gateway needs to know of each kind."""
+
+
+class SiteFile(Settings):
+    """A file of which only ``[market]`` counts."""
+
+    market: config.MarketModel
+
+
+def site_plan(source: str, content: Mapping[str, Any]) -> plan.MarketPlan:
+    """A site for computing: ``[market]`` and its assets, of which registers, meters and keys may be left out.
+
+    Args:
+        source: Name of the file, for messages.
+        content: What stands in it; other tables do not count.
+
+    Raises:
+        ConfigurationError: Every fault in it.
+    """
+    market = dict(content.get("market", {}))
+    assets = market.get("asset")
+    if isinstance(assets, list):
+        market["asset"] = [_completed(asset) if isinstance(asset, dict) else asset for asset in assets]
+    given = {"name": "site/site", "key": "-", "bids": "-", "meter": "-"}
+    model = check(source, {"market": given | market}, SiteFile).market
+    assets = tuple(_ASSETS[type(asset)](_Computing({}), "", asset) for asset in model.asset)
+    return plan.MarketPlan(
+        name=model.name,
+        key=b"",
+        bids_key=b"",
+        meter=model.meter,
+        net=(),
+        imported=None,
+        exported=None,
+        import_limit_w=model.import_limit,
+        export_limit_w=model.export_limit,
+        timezone=model.timezone,
+        assets=assets,
+    )
+
+
+def _completed(asset: Mapping[str, Any]) -> dict[str, Any]:
+    set_ = f"-/{asset.get('name', '-')}"
+    return {"set": set_} | dict(_LEFT_OUT.get(str(asset.get("kind")), {})) | dict(asset)
+
+
+class _Computing(_Wiring):
+    """Where nothing is polled or written."""
+
+    def sensor(self, key: str, reference: str, units: Iterable[str], counts: str = "import") -> plan.Sensor:  # noqa: ARG002
+        return _SENSOR
+
+    def power_set(self, key: str, asset: config.AssetModel, **how: Any) -> plan.SetPoint:  # noqa: ANN401, ARG002
+        return _SET
+
+    def switch_set(self, key: str, asset: config.AssetModel, numbers: Mapping[str, str]) -> plan.SetPoint:  # noqa: ARG002
+        return _SET
+
+    def takes(self, key: str, writable: Writable | None, value: Fraction, *, what: str = "") -> None:
+        pass
+
+    def writable(self, key: str, reference: str) -> Writable | None:  # noqa: ARG002
+        return None

@@ -1,0 +1,458 @@
+"""The site's assets as the meters see them now, and as they will bid: what can not be read is left out, and said so.
+
+Here live the states that no meter tells: how long a car has been there and what it has got since, when a run began, the
+model of a building. They are kept in the journal (``Journal.remember``), so that a restart costs nothing; none of it is
+evidence. Needs numpy (extra ``bidding``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+from energybid.agent.control import Rank
+from energybid.agent.market import plan as plans
+from energybid.agent.market.forming import HOUR_MS, State, bidding_asset, run_ms
+from energybid.agent.market.learning import SLOT_MS, Learner, Sight
+from energybid.agent.market.live import Live, Trace, Value
+from energybid.agent.market.ports import Slot
+from energybid.agent.market.times import window
+from energybid.core.errors import JournalStalledError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from energybid.agent.control import Control
+    from energybid.agent.journal import Journal
+    from energybid.agent.polling import BusPoller
+    from energybid.bidding.assets import Asset
+    from energybid.core.ports import Platform
+
+logger = logging.getLogger("energybid.agent")
+
+PREFIX = "market/asset/"
+LOOK_S = 1.0
+"""How often what was polled is looked at."""
+WRITE_S = 900.0
+"""How often energies that were added up are kept."""
+BASE_S = (300.0, 60.0, 15.0)
+"""The base load is a mean over the longest of these for which there are values."""
+AT_LIMIT_W = 50.0
+"""A roof that gives so much less than its limit is not held by it."""
+AHEAD_MS = HOUR_MS
+"""States are carried forward by what an asset does now for so long at most."""
+OFFERED_MAX = 64
+"""Rounds for which it is remembered what a load or a roof offered."""
+
+
+class OutError(Exception):
+    """An asset does not bid now."""
+
+
+@dataclass(slots=True)
+class Stay:
+    """A car's stay."""
+
+    since_ms: int
+    base_wh: float = 0.0
+    """What the register showed at its begin."""
+    added_wh: float = 0.0
+    """Added up, where nobody counts."""
+    full: bool = False
+
+
+@dataclass(slots=True)
+class Unit:
+    """One asset while the agent runs."""
+
+    plan: plans.AnyAssetPlan
+    trace: Trace
+    """Of its power."""
+    told_w: float = 0.0
+    """What it was last told."""
+    told_until_s: float = 0.0
+    """Loop time until which that holds."""
+    parts: int = 0
+    """Of a curtailable load: how many are off."""
+    stay: Stay | None = None
+    started_ms: int | None = None
+    model: plans.ThermalModelPlan | None = None
+    learner: Learner | None = None
+    available_w: float = 0.0
+    """What a roof gave last when it was not limited."""
+    trouble: tuple[str, float] = ("", 0.0)
+    """Why it can not be moved, and until when (loop time) it is left out for that."""
+    offered: dict[int, float] = field(default_factory=dict)
+    """Begin of a round → what a load or a roof was thought to take or give in it, W."""
+    out: str = ""
+    """Why it does not bid."""
+    kept: bytes = b""
+    """What the journal has of it."""
+    kept_s: float = 0.0
+
+
+class Assets:
+    """All assets of a site. Implements ``ports.Assets``."""
+
+    def __init__(
+        self,
+        platform: Platform,
+        plan: plans.MarketPlan,
+        control: Control,
+        pollers: Iterable[BusPoller],
+        journal: Journal,
+    ) -> None:
+        """Look at what ``pollers`` read."""
+        self._platform, self._plan, self._control, self._journal = platform, plan, control, journal
+        self._loop = asyncio.get_running_loop()
+        self.zone = ZoneInfo(plan.timezone)
+        pollers = tuple(pollers)
+        self.live = Live(pollers, self._loop.time)
+        self._meters = {meter.plan.name: meter for poller in pollers for meter in poller.meters}
+        self.net = Trace(max(sensor.stale_s for sensor in plan.net))
+        """Of the site's net import."""
+        self.units = {asset.name: self._unit(asset) for asset in plan.assets}
+
+    def _unit(self, plan: plans.AnyAssetPlan) -> Unit:
+        unit = Unit(plan, Trace(plan.power.stale_s if plan.power else 10 * LOOK_S))
+        if isinstance(plan, plans.ThermalPlan) and plan.model is None:
+            unit.learner = Learner()
+        return unit
+
+    # ------------------------------------------------------------ what the bidder asks
+
+    def now(self, made_at_ms: int, step_h: float) -> list[tuple[str, Asset]]:
+        """The assets that can be reached, in the state that they will be in when a round begins."""
+        found = []
+        for unit in self.units.values():
+            try:
+                asset = self._bidding(unit, made_at_ms, step_h)
+            except OutError as error:
+                unit.out = str(error)
+            else:
+                unit.out = ""
+                found.append((unit.plan.name, asset))
+        return found
+
+    def base_w(self) -> int | None:
+        """Net import of the site less what its assets take, mean of the last minutes; None: not known."""
+        now_s = self._loop.time()
+        for span_s in BASE_S:
+            net_w = self.net.mean(now_s - span_s, now_s)
+            if net_w is not None and self.live.total(self._plan.net) is not None:
+                return round(net_w - self._controlled_w(now_s - span_s, now_s))
+        return None
+
+    def slot(self, begins_ms: int, ends_ms: int) -> Slot | None:
+        """Means over an interval that has just ended; None where the meters did not tell enough."""
+        begin_s, end_s = self.loop_s(begins_ms), self.loop_s(ends_ms)
+        net_w = self.net.mean(begin_s, end_s)
+        return None if net_w is None else Slot(round(net_w), round(self._controlled_w(begin_s, end_s)))
+
+    def _controlled_w(self, begin_s: float, end_s: float) -> float:
+        return sum(unit.trace.mean(begin_s, end_s) or 0.0 for unit in self.units.values())
+
+    def loop_s(self, at_ms: int) -> float:
+        """A moment of the wall clock as loop time, as the clock stands now."""
+        return self._loop.time() + (at_ms - self.now_ms()) / 1000
+
+    def now_ms(self) -> int:
+        """The wall clock."""
+        return self._platform.now_ns() // 1_000_000
+
+    # ------------------------------------------------------------ states
+
+    def power_w(self, unit: Unit) -> float | None:
+        """What an asset takes now; where nobody measures it, what it was told; None: not known."""
+        if unit.plan.power is not None:
+            return self.live.number(unit.plan.power)
+        return self.command_w(unit)
+
+    def command_w(self, unit: Unit) -> float | None:
+        """What an asset is told to take; None: it is left to itself."""
+        return unit.told_w if self._loop.time() < unit.told_until_s else None
+
+    def _bidding(self, unit: Unit, at_ms: int, step_h: float) -> Asset:
+        plan = unit.plan
+        meter = self._meters.get(plan.control.point.partition("/")[0])
+        if meter is None or meter.failures:
+            raise OutError("its device does not answer")
+        why, until_s = unit.trouble
+        if self._loop.time() < until_s:
+            raise OutError(why)
+        above = self._control.held_above(plan.control.point, Rank.MARKET)
+        if above is not None:
+            raise OutError(f"{above.name} holds it")
+        asset = bidding_asset(plan, self.state(unit, at_ms), at_ms, step_h, self.zone)
+        if asset is None:
+            raise OutError(_NOTHING.get(type(plan), "there is nothing to do"))
+        return asset
+
+    def state(self, unit: Unit, at_ms: int) -> State:
+        """What is known of an asset, carried forward to a moment by what it does now.
+
+        Raises:
+            OutError: Too little is known.
+        """
+        ahead_h = min(max(0, at_ms - self.now_ms()), AHEAD_MS) / HOUR_MS
+        match unit.plan:
+            case plans.BatteryPlan() as plan:
+                power_w = self.power_w(unit) or 0.0
+                kept = plan.charge_efficiency if power_w > 0 else 1 / plan.discharge_efficiency
+                stored_wh = self._known(plan.state) * plan.wh_per_unit + power_w * kept * ahead_h
+                return State(min(max(stored_wh, 0.0), float(plan.capacity_wh)))
+            case plans.EvPlan():
+                return self._car(unit, unit.plan, ahead_h)
+            case plans.ThermalPlan() as plan:
+                outside_c = self._known(plan.outside) if plan.outside else plan.outside_c or 0.0
+                return State(self._known(plan.state), outside_c=outside_c, model=unit.model)
+            case plans.DeferrablePlan() as plan:
+                ready = None if plan.state is None else self._known(plan.state) in plan.ready_values
+                return State(ready=ready, started_ms=unit.started_ms)
+            case plans.CurtailablePlan() as plan:
+                parts = 0 if self.command_w(unit) is None else unit.parts
+                shed_w = sum(shed.power_w for shed in plan.sheds[:parts])
+                value = self._known(plan.power) + shed_w if plan.power else float(plan.load_w)
+            case plans.PvPlan() as plan:
+                value = self._known(plan.available) if plan.available else unit.available_w
+        unit.offered[at_ms] = value
+        while len(unit.offered) > OFFERED_MAX:
+            del unit.offered[min(unit.offered)]
+        return State(value)
+
+    def _known(self, sensor: plans.Sensor | None) -> float:
+        number = self.live.number(sensor)
+        if number is None:
+            raise OutError(f"{sensor.meter}/{sensor.name} is not known" if sensor else "its state is not known")
+        return number
+
+    def _car(self, unit: Unit, plan: plans.EvPlan, ahead_h: float) -> State:
+        here = self.plugged(plan)
+        if plan.plugged is not None and here is None:
+            raise OutError(f"{plan.plugged.meter}/{plan.plugged.name} is not known")
+        stay = unit.stay
+        if stay is None:
+            return State(here=here)
+        charged_wh = self._charged_wh(plan, stay) + max(0.0, self.power_w(unit) or 0.0) * ahead_h
+        return State(min(charged_wh, max(plan.capacity_wh, charged_wh)), here=here, full=stay.full)
+
+    def _charged_wh(self, plan: plans.EvPlan, stay: Stay) -> float:
+        if plan.charged is None:
+            return stay.added_wh
+        return max(0.0, self._known(plan.charged) - stay.base_wh)
+
+    def plugged(self, plan: plans.EvPlan) -> bool | None:
+        """Whether a car is there; None where nobody knows."""
+        number = self.live.number(plan.plugged)
+        if number is None:
+            return None
+        return number in plan.plugged_values if plan.plugged_values else number != 0
+
+    # ------------------------------------------------------------ what the dispatcher tells
+
+    def commanded(self, name: str, power_w: float, until_s: float, parts: int = 0) -> None:
+        """An asset was told to take a power.
+
+        Args:
+            name: Of the asset.
+            power_w: Import.
+            until_s: Loop time until which it is; then it is left to itself.
+            parts: Of a curtailable load: how many are off.
+        """
+        unit = self.units[name]
+        unit.told_w, unit.told_until_s, unit.parts = power_w, until_s, parts
+        if isinstance(unit.plan, plans.DeferrablePlan) and power_w and not self.runs(unit):
+            unit.started_ms = self.now_ms()
+
+    def failed(self, name: str, why: str, for_s: float) -> None:
+        """An asset could not be moved: it is left out for a time."""
+        self.units[name].trouble = why, self._loop.time() + for_s
+
+    def full(self, name: str) -> None:
+        """A car takes nothing though it may."""
+        stay = self.units[name].stay
+        if stay:
+            stay.full = True
+
+    def runs(self, unit: Unit) -> bool:
+        """Whether a run has begun and is not over."""
+        plan, started_ms = unit.plan, unit.started_ms
+        if started_ms is None or not isinstance(plan, plans.DeferrablePlan):
+            return False
+        return self.now_ms() < started_ms + run_ms(plan)
+
+    # ------------------------------------------------------------ looking
+
+    def look(self) -> None:
+        """Take up what was polled since the last look."""
+        value = self.live.last(self._plan.net[0])
+        net_w = self.live.total(self._plan.net)
+        if value is not None and net_w is not None:
+            self.net.add(Value(value.at_s, net_w))
+        for unit in self.units.values():
+            self._look(unit)
+
+    def _look(self, unit: Unit) -> None:
+        plan = unit.plan
+        value = self.live.last(plan.power) if plan.power else Value(self._loop.time(), self.command_w(unit) or 0.0)
+        added_wh = unit.trace.add(value) / 3600 if value else 0.0
+        match plan:
+            case plans.EvPlan():
+                self._look_at_car(unit, plan, added_wh)
+            case plans.DeferrablePlan():
+                self._look_at_run(unit, plan)
+            case plans.ThermalPlan() if unit.learner is not None:
+                self._look_at_warmth(unit, plan, unit.learner)
+            case plans.PvPlan() if value is not None:
+                command_w = self.command_w(unit)
+                if command_w is None or value.number > command_w + AT_LIMIT_W:  # it gives all that it can
+                    unit.available_w = max(0.0, -value.number)
+
+    def _look_at_car(self, unit: Unit, plan: plans.EvPlan, added_wh: float) -> None:
+        begun_ms = self._stay_began(unit, plan)
+        if begun_ms is None:
+            unit.stay = None
+        elif unit.stay is None or unit.stay.since_ms != begun_ms:
+            cumulative = plan.charged is not None and plan.charged.cumulative
+            base_wh = self.live.number(plan.charged) if cumulative else 0.0
+            if base_wh is not None:
+                unit.stay = Stay(begun_ms, base_wh)
+        else:
+            unit.stay.added_wh += max(0.0, added_wh)
+
+    def _stay_began(self, unit: Unit, plan: plans.EvPlan) -> int | None:
+        """When the stay that is now began; None: there is none."""
+        now_ms = self.now_ms()
+        if plan.plugged is None and plan.arrival_min is not None:
+            stay = window(plan.arrival_min, plan.departure_min, now_ms, self.zone)
+            return stay.begins_ms if stay.begins_ms <= now_ms else None
+        here, before = self.plugged(plan), unit.stay
+        if here is None:  # nobody knows: as before
+            return before.since_ms if before else None
+        if not here:
+            return None
+        return before.since_ms if before else now_ms
+
+    def _look_at_run(self, unit: Unit, plan: plans.DeferrablePlan) -> None:
+        number = self.live.number(plan.state)
+        if number is None:
+            return
+        runs = number in plan.running_values
+        if runs and not self.runs(unit):
+            unit.started_ms = self.now_ms()  # a person began it
+        elif not runs and number not in plan.ready_values:
+            unit.started_ms = None  # done
+
+    def _look_at_warmth(self, unit: Unit, plan: plans.ThermalPlan, learner: Learner) -> None:
+        now_ms, now_s = self.now_ms(), self._loop.time()
+        inside_c = self.live.number(plan.state)
+        outside_c = self.live.number(plan.outside) if plan.outside else plan.outside_c
+        power_w = unit.trace.mean(now_s - SLOT_MS / 1000, now_s)
+        sight = None
+        if inside_c is not None and outside_c is not None and power_w is not None:
+            sight = Sight(inside_c, outside_c, power_w)
+        if learner.look(now_ms, sight) and (found := learner.model()) is not None:
+            unit.model = found
+
+    async def run(self) -> None:
+        """Look every second, and keep what is dear, until cancelled."""
+        while True:
+            self.look()
+            await self._keep()
+            await asyncio.sleep(LOOK_S)
+
+    # ------------------------------------------------------------ what survives a restart
+
+    async def recall(self) -> None:
+        """Take up what an earlier run knew; what is damaged is learned again."""
+        found = await self._platform.offload(self._journal.recall, PREFIX)
+        for unit in self.units.values():
+            data = found.get(PREFIX + unit.plan.name, b"")
+            try:
+                kept = json.loads(data or b"{}")
+                unit.stay = Stay(**kept["stay"]) if kept.get("stay") else None
+                unit.started_ms = kept.get("started_ms")
+                unit.model = plans.ThermalModelPlan(**kept["model"]) if kept.get("model") else None
+                unit.kept = data
+            except (ValueError, TypeError, AttributeError):
+                logger.warning("%s: what was known of it is damaged; it is learned again", unit.plan.name)
+
+    async def _keep(self) -> None:
+        now_s = self._loop.time()
+        for unit in self.units.values():
+            data = _kept(unit)
+            if data == unit.kept or (not _differs(data, unit.kept) and now_s - unit.kept_s < WRITE_S):
+                continue
+            try:
+                await self._platform.offload(self._journal.remember, PREFIX + unit.plan.name, data)
+            except JournalStalledError:
+                return  # the recorder tells; the next look tries again
+            unit.kept, unit.kept_s = data, now_s
+
+    # ------------------------------------------------------------ for people
+
+    def status(self) -> list[dict[str, Any]]:
+        """What the operator is told of each asset."""
+        return [self._told(unit) for unit in self.units.values()]
+
+    def _told(self, unit: Unit) -> dict[str, Any]:
+        power_w, command_w = self.power_w(unit), self.command_w(unit)
+        told: dict[str, Any] = {
+            "name": unit.plan.name,
+            "kind": type(unit.plan).__name__.removesuffix("Plan").lower(),
+            "power_w": None if power_w is None else round(power_w),
+            "command_w": None if command_w is None else round(command_w),
+            "out": unit.out,
+        }
+        try:
+            state = self.state(unit, self.now_ms())
+        except OutError as error:
+            return told | {"out": unit.out or str(error)}
+        return told | _shown(unit, state)
+
+
+_NOTHING: dict[type[plans.AssetPlan], str] = {
+    plans.EvPlan: "no car is there",
+    plans.DeferrablePlan: "there is nothing to run",
+    plans.ThermalPlan: "what a watt does to it is still being learned",
+}
+
+
+def _shown(unit: Unit, state: State) -> dict[str, Any]:
+    match unit.plan:
+        case plans.BatteryPlan():
+            return {"stored_wh": round(state.value)}
+        case plans.EvPlan():
+            return {"here": unit.stay is not None, "charged_wh": round(state.value), "full": state.full}
+        case plans.ThermalPlan():
+            model = unit.plan.model or unit.model
+            return {"temperature_c": round(state.value, 2), "model": asdict(model) if model else None}
+        case plans.DeferrablePlan():
+            return {"ready": state.ready, "started_ms": state.started_ms}
+        case plans.CurtailablePlan():
+            return {"load_w": round(state.value), "parts_off": unit.parts}
+        case _:
+            return {"available_w": round(state.value)}
+
+
+def _kept(unit: Unit) -> bytes:
+    plain: dict[str, Any] = {}
+    if unit.stay is not None:
+        plain["stay"] = asdict(unit.stay)
+    if unit.started_ms is not None:
+        plain["started_ms"] = unit.started_ms
+    if unit.model is not None:
+        plain["model"] = asdict(unit.model)
+    return json.dumps(plain, separators=(",", ":")).encode() if plain else b""
+
+
+def _differs(one: bytes, other: bytes) -> bool:
+    """In more than energies that were added up."""
+    first, second = (json.loads(data or b"{}") for data in (one, other))
+    for plain in (first, second):
+        plain.get("stay", {}).pop("added_wh", None)
+    return bool(first != second)
