@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 from energybid.agent import system
+from energybid.agent.config import MARKET_SESSION_S, load_plan
 from energybid.agent.plan import UplinkPlan
 from energybid.agent.upload import Uploader
 from energybid.core.errors import UplinkDownError, UplinkRefusedError
@@ -17,6 +18,7 @@ from energybid.sync.mqtt.system import connect_uplink
 from energybid.sync.topics import every, market_topics, topics_for
 from gateways import HEADEND, recording
 from mosquitto import Mosquitto
+from sites import example, site
 
 DEADLINE_S = 20
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
@@ -38,9 +40,11 @@ def documented():
     return rules
 
 
-def settings(there, user):
+def settings(there, user, session_s=0):
     client = "energybid-" + user.replace("/", "-")
-    return UplinkSettings(host="127.0.0.1", port=there.port, client_id=client, username=user, password=user)
+    return UplinkSettings(
+        host="127.0.0.1", port=there.port, client_id=client, username=user, password=user, session_s=session_s
+    )
 
 
 async def first(uplink, count=1):
@@ -108,9 +112,10 @@ async def sharing(there, path):
     platform = system.platform()
     part, connected = Part(), asyncio.Event()
     async with recording(platform, path, commit_interval_s=0.2) as recorder:
-        plan = UplinkPlan(settings=settings(there, "demo/gw-1"), batch_interval_s=0.1, window=4, receipt_timeout_s=60.0)
+        uplink = settings(there, "demo/gw-1", MARKET_SESSION_S)
+        plan = UplinkPlan(settings=uplink, batch_interval_s=0.1, window=4, receipt_timeout_s=60.0)
         uploader = Uploader(platform, recorder, plan, OURS, HEADEND.public)
-        uploader.also([*MARKET, OURS.award], part.take)
+        uploader.also([*MARKET, OURS.award, OURS.statement], part.take)
         uploader.on_connect.append(connected.set)
         task = asyncio.create_task(uploader.run())
         try:
@@ -156,6 +161,25 @@ async def test_a_part_gets_its_messages_and_is_heard_over_a_broker_that_is_kille
                 await waited(connected)
                 await uploader.publish(OURS.bid, b"another bid")
                 assert await part.next() == Message(MARKET.round, b"the round", retained=True), "it was not lost"
+
+
+def test_a_gateway_asks_for_a_session_only_where_it_is_in_a_market(tmp_path):
+    sessions = []
+    for text in (example(), example().partition("[market]")[0]):
+        uplink = load_plan(site(tmp_path, text)).uplink
+        assert uplink is not None
+        sessions.append(uplink.settings.session_s)
+    assert sessions == [MARKET_SESSION_S, 0]
+
+
+async def test_what_the_market_says_while_the_gateway_is_away_waits_at_the_broker(tmp_path):
+    with broker(tmp_path / "broker", acl=documented()) as there:
+        async with connect_uplink(settings(there, "market")) as market:
+            async with sharing(there, tmp_path / "j") as (_, _, connected):
+                await waited(connected)
+            await market.publish(OURS.statement, b"the statement")
+            async with sharing(there, tmp_path / "j") as (_, part, _):
+                assert await part.next() == Message(OURS.statement, b"the statement", retained=False)
 
 
 async def test_a_broker_that_gives_the_market_nothing_still_takes_the_log(tmp_path):

@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 QUANTITIES_MAX = 1024
 """So many fit a reading, and their declaration an entry."""
+MARKET_SESSION_S = 7 * 86_400
+"""So long a broker keeps what a market says to a gateway that is away: statements come days later, and once."""
 
 
 class GatewayModel(Settings):
@@ -282,8 +284,10 @@ class _Planner:
             return None
         gateway = self._file.gateway
         will = Will(topics_for(gateway.tenant, gateway.id).status, b'{"state": "offline"}')
+        client_id = f"energybid-{gateway.tenant}-{gateway.id}"
+        session_s = MARKET_SESSION_S if self._file.market else 0
         return UplinkPlan(
-            settings=model.settings(f"energybid-{gateway.tenant}-{gateway.id}", will, base=self._base),
+            settings=model.settings(client_id, will, session_s=session_s, base=self._base),
             batch_interval_s=model.batch_interval,
             window=model.window,
             receipt_timeout_s=model.receipt_timeout,

@@ -186,7 +186,7 @@ def explained(reading: Any, sequence: int, declaration: Any, at: int) -> tuple[R
     """A reading (entry ``sequence``) and the declaration (entry ``at``) that it refers to, checked to fit each other.
 
     Raises:
-        EvidenceError: Other types of entries, or they do not fit (docs/formats.md §3.7).
+        EvidenceError: Other types of entries, or they do not fit (docs/formats.md §3.9).
     """
     if not isinstance(reading, Reading) or not isinstance(declaration, Declaration):
         raise EvidenceError("the entries are not a declaration and a reading")

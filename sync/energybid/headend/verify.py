@@ -163,7 +163,7 @@ class _Verification:
 
 
 def _check_opening(entry: Entry, sequence: int, origin: str) -> None:
-    """Entry 0, and no other, is an Epoch entry, with the gateway's origin (docs/formats.md §3.0, §3.7)."""
+    """Entry 0, and no other, is an Epoch entry, with the gateway's origin (docs/formats.md §3.0, §3.9)."""
     if isinstance(entry, Epoch) != (sequence == 0):
         raise EvidenceError("an epoch has one epoch entry, its first")
     if isinstance(entry, Epoch) and entry.origin != origin:

@@ -196,7 +196,8 @@ signed, not encrypted: who may read them knows what the sites offer, so let only
 
 With mosquitto, set `set_tcp_nodelay true` (else acknowledgements of bursts wait 40 ms), `max_inflight_messages 64`, and
 for the head-end's session a `max_queued_messages` that lasts as long as the head-end may be away; what does not fit is
-sent again by the gateways.
+sent again by the gateways. A gateway in a market asks for a session of a week: statements, which come once, wait for it
+at the broker. An award that waited too long is refused.
 """
 
 
