@@ -150,7 +150,7 @@ class Scene:
         self.clock = VirtualClock()
         self.sent = []
         """(seconds, topic, payload) of what the gateway published, but for its log and its status."""
-        self.statuses = []
+        self.statuses, self.uncommitted = [], []
         self.broker = Broker(random.Random(5), self._published, lambda *_: None)
         self.plan = plan
         self.planner, self.assets, self.dispatcher = Planner(), Assets(), Dispatcher(self.clock)
@@ -165,6 +165,8 @@ class Scene:
             self.statuses.append(payload)
         elif client == "gateway" and topic != TOPICS.log:
             self.sent.append((second(), topic, payload))
+            if payload not in [entry.message for entry in self.entries]:
+                self.uncommitted.append(payload)
 
     # ------------------------------------------------------------ the gateway
 
@@ -200,9 +202,8 @@ class Scene:
                 tasks.create_task(self.uploader.run())
                 tasks.create_task(self.bidder.run())
                 self.up.set()
-        except BaseException as error:
+        except Exception as error:
             self.ended.append(error)
-            self.up.set()
             raise
 
     def kill(self):
@@ -222,6 +223,10 @@ class Scene:
         self.planner, self.assets = Planner(), Assets()
         self.dispatcher = Dispatcher(self.clock)
         return await self.start()
+
+    async def until(self, second):
+        """Wait until so many seconds after the begin of the scene."""
+        await asyncio.sleep(second - asyncio.get_running_loop().time())
 
     @property
     def rounds(self):

@@ -64,6 +64,7 @@ PLANNER = "planner/"
 SLOT_MS = 900_000
 SHOWN = 3
 """Rounds in the status topic."""
+STATUS_MS = 10_000
 _NO_TEXT = re.compile(r"[^A-Za-z0-9._:/ -]")
 
 
@@ -101,6 +102,7 @@ class Bidder:
         self._session: _Session | None = None
         self._running: asyncio.Task[None] | None = None
         self._dropped: Callable[[], int] = int
+        self._status_payload: Callable[[], bytes] = bytes
         self.error = ""
         """Why the last session ended."""
 
@@ -110,6 +112,7 @@ class Bidder:
         uploader.on_connect.append(self._connected)
         uploader.more_status = self.told
         self._dropped = lambda: uploader.dropped
+        self._status_payload = lambda: uploader.status_payload("online")
 
     def _connected(self) -> None:
         """There is a connection again: what waits is sent."""
@@ -151,7 +154,15 @@ class Bidder:
             outbox=Outbox(self._send, lambda: self._platform.now_ns() // 1_000_000),
             desk=self._desk,
             site=self._site,
+            tell=self._tell,
         )
+
+    def _tell(self) -> None:
+        """Publish the status again. One that waits for a connection is soon old, and comes anew with that anyway."""
+        if self._session is not None:
+            until_ms = self._platform.now_ns() // 1_000_000 + STATUS_MS
+            letter = Letter(self._topics.status, self._status_payload(), until_ms, retain=True)
+            self._session.send("status", letter)
 
     async def close(self) -> None:
         """The agent stops: let go of the assets, keep what the planner has learned."""
@@ -215,6 +226,9 @@ class _Session:
     def connected(self) -> None:
         self._floor.outbox.hurry()
 
+    def send(self, about: object, letter: Letter) -> None:
+        self._floor.outbox.put(about, letter)
+
     # ------------------------------------------------------------ messages
 
     async def _take_messages(self) -> None:
@@ -261,6 +275,7 @@ class _Session:
                 known = rounds.stated(payload, retained=message.retained)
                 sequence = floor.log.taken(kind, payload, now_ms)
                 floor.outbox.drop(("confirmation", known.round.number))
+                floor.tell()
         self._moved.set()
         return sequence
 
@@ -303,6 +318,7 @@ class _Session:
         if self._deliveries is None:
             return
         followed = await self._deliveries.end(known)
+        self._floor.tell()
         if known.state in {State.DELIVERED, State.SETTLED} and not known.confirmation:
             await self._confirm(known, followed)
 

@@ -33,7 +33,7 @@ SLOT_MS = 900_000
 """Virtual rounds, and what the planner is told of the load."""
 AGAIN_S = 30.0
 """Between attempts at a local plan."""
-NOT_RUNNING = Followed(Conduct.FAILED, "the agent was not running at the end")
+NOT_RUNNING = Followed(Conduct.FAILED, "the interval passed while nobody followed")
 
 
 class Deliveries:
@@ -65,6 +65,7 @@ class Deliveries:
 
     async def end(self, known: Known) -> Followed:
         """The interval is over: how following its award went."""
+        self._floor.news.set()
         number = known.round.number
         running = self._running.pop(number, None)
         if running is not None:

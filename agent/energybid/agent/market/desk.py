@@ -34,13 +34,17 @@ class Desk:
 
     def __init__(self, think: Offload, patience_s: float = PATIENCE_S) -> None:
         """Ask in the thread of ``think``."""
-        self.error = ""
-        """Why it gave no answer last; empty where it did."""
-        self.asked = 0
+        self._faults: dict[str, str] = {}
+        """Question → why it got no answer last."""
         self._think = think
         self._patience_s = patience_s
         self._turn = asyncio.Lock()
         self._under_way: asyncio.Future[object] | None = None
+
+    @property
+    def error(self) -> str:
+        """Why it gave no answer last; empty where it did."""
+        return next(iter(self._faults.values()), "")
 
     async def ask(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """What ``function`` returns.
@@ -48,11 +52,11 @@ class Desk:
         Raises:
             PlannerError: It raised, or took too long; told once, until it answers again.
         """
+        name = getattr(function, "__name__", "")
         try:
             async with asyncio.timeout(self._patience_s), self._turn:
                 if self._under_way is not None:
                     await asyncio.wait({self._under_way})
-                self.asked += 1
                 answer = asyncio.ensure_future(self._think(function, *args, **kwargs))
                 answer.add_done_callback(_heard)
                 self._under_way = answer  # type: ignore[assignment]  # of any type
@@ -60,18 +64,17 @@ class Desk:
                 self._under_way = None
                 result = answer.result()
         except TimeoutError:
-            raise self._failed(f"no answer within {self._patience_s:g} s", None) from None
+            raise self._failed(name, f"no answer within {self._patience_s:g} s", None) from None
         except Exception as error:
-            raise self._failed(f"{type(error).__name__}: {error}", error) from error
-        if self.error:
+            raise self._failed(name, f"{type(error).__name__}: {error}", error) from error
+        if self._faults.pop(name, ""):
             logger.info("the planner answers again")
-            self.error = ""
         return result
 
-    def _failed(self, why: str, error: Exception | None) -> PlannerError:
-        if not self.error:
+    def _failed(self, name: str, why: str, error: Exception | None) -> PlannerError:
+        if name not in self._faults:
             logger.error("the planner gives no answer (%s): nothing is bid until it does", why, exc_info=error)
-        self.error = why
+        self._faults[name] = why
         return PlannerError(why)
 
 

@@ -16,6 +16,8 @@ from energybid.agent.market.splits import Splits
 from energybid.core.errors import EvidenceError, JournalStalledError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from energybid.agent.market.book import PriceBook
     from energybid.agent.market.desk import Desk
     from energybid.agent.market.messages import MessageLog
@@ -70,6 +72,8 @@ class Floor:
     """Of the last plan for each round, by its number."""
     facts: dict[int, dict[str, Any]] = field(default_factory=dict)
     """What the planner tells of it."""
+    tell: Callable[[], None] = lambda: None
+    """What became of a round is to be told on the status topic."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
     """A round was announced or has begun: whoever follows the local plan looks again."""
 
@@ -115,7 +119,7 @@ class Floor:
             try:
                 made, splits = await self.plan(known.round)
             except PlannerError as error:
-                logger.warning("round %d: no plan (%s): the assets are left alone", number, error)
+                logger.info("round %d: no plan (%s): the assets are left alone", number, error)
                 return None
             self.keep(number, splits, dict(made.facts))
         return self.splits[number]

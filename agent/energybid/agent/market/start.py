@@ -1,4 +1,4 @@
-"""Puts the bidder together with its planner and its assets; loads numpy. Only an agent with a ``[market]`` imports it."""
+"""Puts the bidder together with its planner and its assets: loads numpy, and is imported only where there is a market."""
 
 from __future__ import annotations
 
