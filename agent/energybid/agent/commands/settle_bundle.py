@@ -102,7 +102,8 @@ def make(arguments: argparse.Namespace, given: dict[str, list[PublicKey]]) -> di
         given: Role → keys from ``--key``.
 
     Returns:
-        ``bundles`` that were written, rounds that were ``kept`` since their file is there, and that ``failed``.
+        ``bundles`` that were written, files that were there and are ``kept``, rounds that ``failed``, and whether
+        older history was ``pruned``.
 
     Raises:
         EnergybidError: The round can not be had from here; it says what is missing.
@@ -114,8 +115,10 @@ def make(arguments: argparse.Namespace, given: dict[str, list[PublicKey]]) -> di
     with opened(source.path) as database:
         maker = _Maker(_chosen(histories(database, source.path), source.origin), source, arguments, keys)
         if arguments.round is not None:
-            return {"bundles": [maker.one(arguments.round, arguments.output)], "kept": [], "failed": []}
-        return maker.all(arguments.output)
+            done = {"bundles": [maker.one(arguments.round, arguments.output)], "kept": [], "failed": []}
+        else:
+            done = maker.all(arguments.output)
+        return done | {"pruned": maker.pruned}
 
 
 def _chosen(found: list[History], origin: str | None) -> list[History]:
@@ -208,13 +211,15 @@ class _Maker:
             return self._given_inputs(stated)
         made, bid = market.told(Round, messages.round), market.told(Bid, messages.bid)
         award = market.told(Award, messages.award)
-        why: list[str] = []
+        missing: list[str] = []
+        others = False
         for meter, asked in self._candidates(made):
             found = self._logs[meter].settle(made, bid, award, asked)
             if isinstance(found, Ready) and market.digest(found.inputs.encode()) == stated.inputs_hash:
                 return self._logs[meter], found.inputs
-            why += [] if isinstance(found, Ready) else [_why(found)]
-        raise EnergybidError(f"round {made.number}: {self._no_inputs(why)}")
+            others |= isinstance(found, Ready)
+            missing += [] if isinstance(found, Ready) else [_why(found)]
+        raise EnergybidError(f"round {made.number}: {self._no_inputs(None if others else missing[0])}")
 
     def _given_inputs(self, stated: Statement) -> tuple[Logs, Inputs]:
         try:
@@ -259,10 +264,10 @@ class _Maker:
         except ValueError as error:
             raise ConfigurationError([f"--event: {error}; a date such as 2026-11-22 is wanted"]) from None
 
-    def _no_inputs(self, why: list[str]) -> str:
-        pruned = "; older history was pruned here: ask the head-end" if self._pruned else ""
-        if why:
-            return f"{why[0]}{pruned}"
+    def _no_inputs(self, missing: str | None) -> str:
+        pruned = "; older history was pruned here: ask the head-end" if self.pruned else ""
+        if missing:
+            return f"{missing}{pruned}"
         return (
             "the market's statement names other inputs than the readings here give: other event days (--event), another"
             f" programme, meter or registers (--inputs), or readings that came later{pruned}"
@@ -271,14 +276,15 @@ class _Maker:
     # ------------------------------------------------------------ what is missing
 
     @property
-    def _pruned(self) -> bool:
+    def pruned(self) -> bool:
+        """Whether older history is not here any more."""
         return any(history.first for history in self._histories)
 
     def _missing(self, number: int) -> str:
         """Why there is nothing to make a bundle of."""
         known = self._known(number)
         if MarketKind.STATEMENT in known:
-            return f"what its statement answers is not in this log: {_older(pruned=self._pruned)}"
+            return f"what its statement answers is not in this log: {_older(pruned=self.pruned)}"
         if MarketKind.AWARD in known:
             award = market.told(Award, known[MarketKind.AWARD])
             return (
@@ -290,7 +296,7 @@ class _Maker:
             return "announced, and no bid was made"
         numbers = sorted(number for _, number in self._settled)
         there = f"settled are {len(numbers)}, from {numbers[0]} to {numbers[-1]}" if numbers else "none is settled"
-        return f"not in this log; of those in it {there}{'; ' + _older(pruned=True) if self._pruned else ''}"
+        return f"not in this log; of those in it {there}{'; ' + _older(pruned=True) if self.pruned else ''}"
 
     def _known(self, number: int) -> dict[int, bytes]:
         """The last message of each kind about a round."""
@@ -349,7 +355,8 @@ def words(done: dict[str, Any]) -> str:
     lines = [line for each in done["bundles"] for line in _bundle_words(each)]
     lines += [f"{path}: kept" for path in done["kept"]]
     lines += [f"round {each['round']} of {each['market']}: NOT WRITTEN: {each['why']}" for each in done["failed"]]
-    return "\n".join(lines or ["no round is settled in this log"])
+    more = f"; {_older(pruned=True)}" if done["pruned"] else ""
+    return "\n".join(lines or [f"no round is settled in this log{more}"])
 
 
 def _bundle_words(each: dict[str, Any]) -> list[str]:
