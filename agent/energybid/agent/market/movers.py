@@ -80,6 +80,7 @@ class Mover:
         """When it was moved last (loop time), and where to, W."""
         self._told_w = assets.command_w(unit)
         self._told_at_s = 0.0
+        self._tick_s = 0.0
         self._is_settled = False
         """It has had the time to do what it was told."""
         self._is_shed = False
@@ -88,7 +89,7 @@ class Mover:
 
     def look(self, now_s: float, tick_s: float, overridden_by: str) -> None:
         """Take up what was measured."""
-        self.overridden_by = overridden_by
+        self.overridden_by, self._tick_s = overridden_by, tick_s
         measured_w = self._assets.power_w(self._unit)
         if measured_w is not None:
             self.power_w = measured_w
@@ -136,10 +137,12 @@ class Mover:
         if self.plan.power is None or measured_w is None or told_w is None:
             self.disobeys = False
             return
-        near_w = max(DISOBEYS_W, DISOBEYS * abs(told_w))
         gives_what_it_can = isinstance(self.plan, plans.PvPlan) and measured_w > told_w
-        steps = isinstance(self.plan, plans.CurtailablePlan | plans.DeferrablePlan)
-        self.disobeys = self._is_settled and abs(measured_w - told_w) > near_w and not gives_what_it_can and not steps
+        varies = isinstance(self.plan, plans.CurtailablePlan | plans.DeferrablePlan)
+        if gives_what_it_can or varies or abs(measured_w - told_w) <= max(DISOBEYS_W, DISOBEYS * abs(told_w)):
+            self.disobeys = False
+        elif self._is_settled:  # and stays so while it is told something else, until it does what it is told
+            self.disobeys = True
         if self.disobeys and isinstance(self.plan, plans.EvPlan) and measured_w < FULL * self.plan.least_w <= told_w:
             self._assets.full(self.name)
 
@@ -214,7 +217,10 @@ class Mover:
         per_s = self.plan.ramp_w_per_s
         if not per_s:
             return self.wanted_w
-        at_s, from_w = self._ramped or (now_s, self._told_w if self._told_w is not None else self.power_w)
+        at_s, from_w = self._ramped or (
+            now_s - self._tick_s,
+            self._told_w if self._told_w is not None else self.power_w,
+        )
         reach_w = per_s * (now_s - at_s)
         ramped_w = min(max(self.wanted_w, from_w - reach_w), from_w + reach_w)
         self._ramped = now_s, ramped_w
