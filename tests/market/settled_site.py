@@ -6,10 +6,11 @@ from energybid.agent.journal import Journal
 from energybid.agent.rows import Acknowledged
 from energybid.bidding.baseline_rules import text_of
 from energybid.core.cose import ES256, PrivateKey
-from energybid.core.entries import Declaration, Epoch, MarketKind, MarketMessage, MarketReason, Reading, Start
+from energybid.core.entries import Clock, Declaration, Epoch, MarketKind, MarketMessage, MarketReason, Reading, Start
 from energybid.core.evidence import Receipt, sign_receipt
 from energybid.core.log import Log
 from energybid.core.ports import Message
+from energybid.core.quantities import ClockState, Status
 from energybid.core.tree import Frontier
 from energybid.headend.history import histories
 from energybid.headend.ledger import Ledger, Registration
@@ -50,6 +51,8 @@ class Site:
         self.now_ms, self.net_w, self.registers = MIDNIGHT_MS, 2_000, [500_000.0, 1_000.0]
         self.logs, self.online, self.counter = Logs("house"), True, 0
         self.unsent: list[Message] = []
+        self.slow_ms, self.marks = 0, {}
+        """By how much the gateway's clock, which nobody has set, is slow; statuses of what is read, by time."""
         self.begin(b"e" * 16)
 
     def begin(self, epoch: bytes) -> None:
@@ -57,7 +60,7 @@ class Site:
         self.log = Log(
             origin=ORIGIN, epoch=epoch, secret=epoch * 2, signer=KEYS["log"], frontier=Frontier(), counter=counter
         )  # fmt: skip
-        start = Start(bytes(16), self.now_ms, self.now_ms - MIDNIGHT_MS, 2, "v", bytes(32))
+        start = Start(bytes(16), self.now_ms, self.now_ms - MIDNIGHT_MS, 0, "v", bytes(32))
         other = Declaration("cellar", "acme", bytes(32), "SN 9", (METER[0],))
         self.commit(
             [Epoch(ORIGIN, self.now_ms, None), start, other, Declaration("house", "acme", bytes(32), "1", METER)]
@@ -87,12 +90,20 @@ class Site:
         while self.now_ms < until_ms:
             self.now_ms += STEP_MS
             self.registers[self.net_w < 0] += abs(self.net_w) * STEP_MS / 3_600_000
-            moment = (self.now_ms - 40, 120, 2, 1, self.now_ms - 40 - MIDNIGHT_MS)
+            clock = ClockState.UNSYNCHRONISED if self.slow_ms else ClockState.SYNCHRONISED
+            moment = (self.now_ms - 40 - self.slow_ms, 120, clock, 1, self.now_ms - 40 - MIDNIGHT_MS)
+            mark = self.marks.get(self.now_ms)
+            marks = None if mark is None else (mark, Status.OK)
+            self.registers[0] += 100_000 if mark in {Status.RESTARTED, Status.ROLLED_OVER} else 0
             imported, exported = map(int, self.registers)
             self.commit([
-                Reading(2, 0, *moment, (7, 7), None), Reading(3, 0, *moment, (imported, exported), None),
+                Reading(2, 0, *moment, (7, 7), None), Reading(3, 0, *moment, (imported, exported), marks),
                 Reading(3, 1, *moment, (self.net_w,), None),
             ])  # fmt: skip
+
+    def set_clock(self) -> None:
+        shown_ms, self.slow_ms = self.now_ms - self.slow_ms, 0
+        self.commit([Clock(1, self.now_ms - MIDNIGHT_MS, shown_ms, self.now_ms, ClockState.SYNCHRONISED)])
 
     def told(self, kind: int, message: bytes, reason: int = MarketReason.NONE) -> bytes:
         """A message comes, or is about to go: it is an entry of the log."""

@@ -10,6 +10,7 @@ from energybid.agent import cli
 from energybid.agent.growing import ANCHOR_EVERY
 from energybid.core.entries import MarketKind, MarketReason
 from energybid.core.errors import EvidenceError
+from energybid.core.quantities import Status
 from energybid.sync.bundle import parse_bundle
 from energybid.sync.market import Verdict
 from energybid.sync.recompute import verify
@@ -109,6 +110,47 @@ def test_a_round_over_two_epochs_is_settled_from_both(tmp_path):
     assert outcome.agrees, outcome.checks
     assert {checkpoint.epoch for checkpoint in outcome.proven.checkpoints} == {b"e" * 16, b"f" * 16}
     assert stranger_settlement.settlement(site.logs.bundle(messages, site.settled().inputs).encode(), PEMS)[2] == 8
+    site.close()
+
+
+def test_readings_of_a_clock_that_was_set_later_count_where_they_belong(tmp_path):
+    site = Site(tmp_path)
+    site.slow_ms = 3_600_000
+    site.run(FIRST_MS - 2 * STEP_MS)
+    site.awarded(site.bidden(site.announced(1, FIRST_MS)), 500)
+    site.run(FIRST_MS)
+    site.run(FIRST_MS + QUARTER_MS, net_w=500)
+    site.run(FIRST_MS + QUARTER_MS + STEP_MS)
+    assert isinstance(site.settled(), Waiting), "nobody knows when that was"
+    site.set_clock()
+    site.run(site.now_ms + STEP_MS)
+    assert site.settled().settled.amount == 8
+    site.close()
+
+
+@pytest.mark.parametrize(
+    ("mark", "at_ms", "why"),
+    [
+        (Status.SUSPECT, FIRST_MS, None),
+        (Status.RESTARTED, FIRST_MS + 2 * STEP_MS, "1 of the round's 1 intervals are not known"),
+        (Status.RESTARTED, FIRST_MS - QUARTER_MS - 2 * STEP_MS, "1 of 4 intervals around the event are missing"),
+        (Status.ROLLED_OVER, FIRST_MS - 2 * STEP_MS, "1 of 4 intervals around the event are missing"),
+    ],
+)
+@pytest.mark.parametrize("slow_ms", [0, 1_000])
+def test_what_is_marked_is_not_lost_between_the_boundaries(tmp_path, mark, at_ms, why, slow_ms):
+    """A register that began anew, and counts from a higher number, is nowhere near a boundary."""
+    site = Site(tmp_path)
+    site.slow_ms = slow_ms
+    site.marks[at_ms] = mark
+    site.run(FIRST_MS - 2 * STEP_MS)
+    site.awarded(site.bidden(site.announced(1, FIRST_MS)), 500)
+    site.run(FIRST_MS)
+    site.run(FIRST_MS + QUARTER_MS, net_w=500)
+    site.set_clock()
+    site.run(FIRST_MS + QUARTER_MS + STEP_MS)
+    found = site.settled()
+    assert isinstance(found, Ready) if why is None else found == Never(why)
     site.close()
 
 
