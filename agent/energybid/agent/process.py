@@ -80,7 +80,7 @@ def make_bidder(
 ) -> Bidder | None:
     """The part in a market, imported only where there is one: it loads numpy."""
     control, pollers, uploader = parts
-    if plan.market is None or uploader is None:
+    if plan.market is None or uploader is None or control is None:
         return None
     start = importlib.import_module("energybid.agent.market.start")
     made: Bidder = start.make_bidder(platform, plan.market, recorder, control, pollers, uploader)

@@ -11,6 +11,9 @@ from energybid.agent.config import load_plan
 from energybid.core import exit_codes
 from energybid.core.errors import EnergybidError
 
+ROUNDS = 5
+"""Of the market, the last ones are shown."""
+_TROUBLES = {"error": "FAULT", "planner_error": "PLANNER", "asset_error": "ASSETS", "waiting": "messages not sent yet"}
 HELP = "show what the running agent does: meters, log, uplink"
 EXAMPLES = """\
 examples:
@@ -101,6 +104,29 @@ def _proxy(proxy: dict[str, Any]) -> list[str]:
     return lines + [f"    master {client['name']}: {client['requests']} requests" for client in proxy["clients"]]
 
 
+def _market(told: dict[str, Any]) -> list[str]:
+    """The part in a market: what is followed, prices and their age, what was refused, the last rounds."""
+    target = told.get("target_w")
+    now = "nothing is followed" if target is None else f"{target:,} W of net import are followed"
+    lines = [f"market   {told['name']}: {now}"]
+    prices = [f"{curve.replace('_', ' ')} {_span(held['age_s'])} old" for curve, held in told["prices"].items()]
+    lines.append(f"         prices: {', '.join(prices) or 'none'}")
+    lines += [f"         {what}: {told[key]}" for key, what in _TROUBLES.items() if told.get(key)]
+    if told["refused"]:
+        refused = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in told["refused"].items())
+        lines.append(f"         refused messages: {refused}; {told['not_logged']} of them are not in the log")
+    return lines + [f"  {_round(made)}" for made in told["rounds"][-ROUNDS:]]
+
+
+def _round(made: dict[str, Any]) -> str:
+    facts = [f"round {made['number']} {_time(made['begins_ms'])} {made['state']}"]
+    if "net_w" in made:
+        facts.append(f"{made['net_w']:,} W at {made['price']}")
+    if "amount" in made:
+        facts.append(f"{made['delivered_wh']:,} Wh delivered, {made['amount']}")
+    return ", ".join(facts)
+
+
 def _span(seconds: int) -> str:
     return f"{seconds / 3600:.0f} h" if seconds >= 2 * 3600 else f"{seconds / 60:.0f} min"
 
@@ -120,6 +146,8 @@ def render(status: dict[str, Any]) -> str:
         place = f"  {m['name']:20} {m['bus']:12} unit {m['unit']:3}"
         lines.append(f"{place}  {m['state']:8} {_time(m['time_ms'])}  {m['error']}".rstrip())
         lines += _learned(m.get("learned", {}))
+    if status.get("market"):
+        lines += _market(status["market"])
     for point in status.get("control", ()):
         lines += _point(point)
     for proxy in status.get("proxies", ()):

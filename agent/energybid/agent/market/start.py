@@ -1,11 +1,11 @@
-"""Puts the bidder together with its planner and its assets: loads numpy, and is imported only where there is a market."""
+"""Puts the bidder together with its planner and its assets; loads numpy: imported only where there is a market."""
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
 from energybid.agent.market.bidder import Bidder
+from energybid.agent.market.dispatch import make as make_assets
 from energybid.agent.market.floor import Site
 from energybid.agent.market.planner import SitePlanner
 
@@ -24,13 +24,12 @@ def make_bidder(
     platform: Platform,
     plan: MarketPlan,
     recorder: Recorder,
-    control: Control | None,
+    control: Control,
     pollers: Sequence[BusPoller],
     uploader: Uploader,
 ) -> Bidder:
     """The bidder of an agent, on its connection; nothing runs yet."""
-    dispatch = importlib.import_module("energybid.agent.market.dispatch")
-    assets, dispatcher = dispatch.make(platform, plan, control, pollers, recorder.journal)
+    assets, dispatcher = make_assets(platform, plan, control, pollers, recorder.journal)
     planner = SitePlanner(plan.name, plan.import_limit_w, plan.export_limit_w, plan.timezone)
     bidder = Bidder(
         platform, recorder, plan, recorder.epoch.origin, Site(planner, assets, dispatcher), uploader.publish
