@@ -148,6 +148,11 @@ class Recorder:
         """Sequence of this run's Start entry."""
         return self._start
 
+    @property
+    def full(self) -> bool:
+        """Nothing more can be kept: the disk refuses and the memory is full, or the budget is used up."""
+        return self._overfull() or self.space.sealed
+
     def append_at_once(self, entry: Known) -> int | None:
         """Append an entry that is committed now, not with the interval; left out where there is no room for it.
 
@@ -170,7 +175,7 @@ class Recorder:
 
     def gap(self, gap: Gap) -> None:
         """Append a gap, or add it to what is left out where there is no room for it either."""
-        if self._overfull() or self.space.sealed:
+        if self.full:
             self.space.omit(GapReason.NO_SPACE, gap.to_ms, asyncio.get_running_loop().time(), gap.missed)
         else:
             self.append(gap)
@@ -395,7 +400,7 @@ class Recorder:
 
     def _tell_omitted(self, *, everything: bool) -> None:
         """Log what was left out."""
-        if self._overfull() or self.space.sealed:
+        if self.full:
             return
         for gap in self.space.omitted(asyncio.get_running_loop().time(), everything=everything):
             self.append(gap)

@@ -56,8 +56,11 @@ class MessageLog:
             at_ms: The wall clock by which it was judged.
 
         Returns:
-            The entry's sequence, for ``secured``; None where it is not logged, for the disk has refused too long.
+            The entry's sequence, for ``secured``; None where it is not logged, for there is no room for it.
         """
+        if self._recorder.full:
+            logger.error("the journal has no room for a message of the market")
+            return None
         return self._recorder.append_at_once(self._entry(kind, MarketReason.NONE, message, at_ms))
 
     async def secured(self, sequence: int) -> bool:
@@ -81,7 +84,8 @@ class MessageLog:
         """
         self.refused[_NAMES.get(reason, str(reason))] += 1
         now_s = asyncio.get_running_loop().time()
-        if len(self._times) == REFUSED_AN_HOUR and now_s - self._times[0] < HOUR_S:
+        often = len(self._times) == REFUSED_AN_HOUR and now_s - self._times[0] < HOUR_S
+        if often or self._recorder.full:
             self.not_logged += 1
             self._missed += 1
             return
