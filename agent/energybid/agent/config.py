@@ -46,6 +46,9 @@ class GatewayModel(Settings):
     """The utility's name for the customer or area."""
     id: Name
     """The gateway's name, unique in the tenant."""
+    trust_clock: bool = False
+    """The clock counts as synchronised, whatever the kernel says: something keeps it right that the kernel does not know
+    of, such as the host of a virtual machine. Every time in the log then stands on your word."""
 
 
 class KeysModel(Settings):
@@ -241,6 +244,7 @@ class _Planner:
             version=importlib.metadata.version("energybid-edge"),
             tenant=file.gateway.tenant,
             gateway=file.gateway.id,
+            trust_clock=file.gateway.trust_clock,
             log_key=log_key or b"",
             headend_key=headend_key or b"",
             configuration_hash=self._digest.digest(),

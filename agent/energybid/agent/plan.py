@@ -69,6 +69,8 @@ class AgentPlan:
     """Kind of bus → ``module:function`` that opens its driver."""
     json_logs: bool
     proxies: tuple[ProxyPlan, ...] = ()
+    trust_clock: bool = False
+    """The clock counts as synchronised."""
     market: MarketPlan | None = None
     """None: it only meters."""
 

@@ -12,6 +12,7 @@ import importlib
 import logging
 import math
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from energybid.agent import quarantine, system
@@ -25,6 +26,7 @@ from energybid.agent.upload import Uploader, weightiest
 from energybid.core import exit_codes
 from energybid.core.cose import PrivateKey, PublicKey
 from energybid.core.errors import EnergybidError, EvidenceError, JournalDamagedError, JournalError, RollbackError
+from energybid.core.quantities import ClockState
 from energybid.sync.topics import topics_for
 
 if TYPE_CHECKING:
@@ -228,6 +230,8 @@ async def run_agent(platform: Platform, plan: AgentPlan, stop: asyncio.Event) ->
     """Open the journal and run the agent until ``stop``; where the journal is damaged, quarantine it and begin anew."""
     lost: Gap | None = None
     doubted_s = -math.inf
+    if plan.trust_clock:
+        platform = replace(platform, clock_state=lambda: ClockState.SYNCHRONISED)
     while True:
         recorder = await _open(platform, plan)
         logger.info(
