@@ -47,8 +47,8 @@ class GatewayModel(Settings):
     id: Name
     """The gateway's name, unique in the tenant."""
     trust_clock: bool = False
-    """The clock counts as synchronised, whatever the kernel says: something keeps it right that the kernel does not know
-    of, such as the host of a virtual machine. Every time in the log then stands on your word."""
+    """The clock counts as synchronised, whatever the kernel says: something keeps it right that the kernel does not
+    know of, such as the host of a virtual machine. Every time in the log then stands on your word."""
 
 
 class KeysModel(Settings):
