@@ -252,7 +252,7 @@ def test_a_wrong_statement_is_evidence_too(tmp_path, monkeypatch, capsys):
     site.stated(awarded, site.settled(), more=1)
     monkeypatch.chdir(tmp_path)
     out = energybid(capsys, "bundle", "--round", 1, "--database", "headend.db", *KEY_OPTIONS, "-o", "x", code=3).out
-    assert "it does NOT AGREE\n  amount: 0.09 EUR stated, 0.08 EUR recomputed" in out
+    assert "the market owes the site 0.09 EUR.\n  amount: 0.09 EUR stated, 0.08 EUR recomputed" in out
     assert "DIFFERS  amount" in energybid(capsys, "verify", "x", *KEY_OPTIONS, code=3).out
     site.close()
 

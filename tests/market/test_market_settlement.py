@@ -433,7 +433,9 @@ def test_verify_says_what_agrees(folder, capsys):
     for text in (
         "round.bundle: settlement: verified",
         "Round 7 of acme/flex for gateway acme/gw-7, 2026-01-01T00:00:00.000Z to 2026-01-01T00:15:00.000Z, at 250.0000",
+        "the site imported 990 Wh less than its baseline of 995 Wh; the market owes the site 0.2475 USD.",
         "agrees   amount: 0.2475 USD stated, 0.2475 USD recomputed",
+        "  * bid: entry 4, 2025-12-31T23:51:40.000Z by the gateway's clock; the head-end had it by 2025-12-31T23:53:21",
         "baseline 995 Wh, imported 5 Wh (at least -25, at most 25), delivered 990 Wh",
         "the head-end: key",
         "NOT proven:",
@@ -469,12 +471,22 @@ def test_show(folder, capsys):
     assert "not in the bundle" in energybid(capsys, "show", "bare.bundle").out
 
 
+@pytest.mark.parametrize(
+    ("amount", "says"),
+    [(-5, "the site owes the market 0.0005 USD"), (0, "nothing is owed"), (5, "the market owes the site 0.0005 USD")],
+)
+def test_money_in_words(amount, says):
+    statement = market.told(market.Statement, golden.bundle(stated=(5, 7, amount)).statement)
+    words = command.settle_bundle.money_words(statement, golden.ROUND)
+    assert words == f"The market states: the site imported 2 Wh more than its baseline of 5 Wh; {says}."
+
+
 def test_a_baseline_from_days_is_told():
     report = {"days": [{"day": "2026-01-01", "weight": 1}], "passed_over": [{"day": "2026-01-02", "why": "event"}]}
-    report["adjustment"] = {"applied": "6/5", "found": "7/5"}
+    report["adjustment"] = {"kind": "ratio", "applied": "6/5", "found": "7/5", "least": "4/5", "most": "6/5"}
     lines = command._energy_words(report)
     assert lines[:2] == ["  days (weight): 2026-01-01 (1)", "  passed over: 2026-01-02: event"]
-    assert "6/5 (before bounds: 7/5)" in lines[2]
+    assert lines[2] == "  ratio 6/5 (found 7/5, bounds 4/5 to 6/5)"
 
 
 # ---------------------------------------------------------------- the page

@@ -76,7 +76,7 @@ class Never(NamedTuple):
 
 
 def usual_inputs(made: Round, meter: str, *, programme: bytes, events: tuple[date, ...] = ()) -> Inputs:
-    """Inputs without loads as a market has them that says nothing else: docs/settlement.md §4.
+    """Inputs without loads as a market has them that says nothing else: docs/settlement.md §7.
 
     Args:
         made: The round.

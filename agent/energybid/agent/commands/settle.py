@@ -11,6 +11,7 @@ from typing import Any
 from energybid.agent.commands import settle_bundle
 from energybid.agent.commands.keys import read_public
 from energybid.agent.moments import moment_text
+from energybid.bidding import baseline_rules
 from energybid.core import cose, exit_codes
 from energybid.core.errors import ConfigurationError, EnergybidError, EvidenceError
 from energybid.sync import market
@@ -156,6 +157,7 @@ def _round_facts(outcome: Outcome) -> dict[str, Any]:
         "price": f"{market.price(outcome.proven.award.ticks, made.decimals)} {made.currency}/MWh",
         "conduct": None if confirmation is None else Conduct(confirmation.conduct).name.lower(),
         "amount_stated": f"{market.price(statement.amount, made.decimals)} {made.currency}",
+        "money": settle_bundle.money_words(statement, made),
     }
 
 
@@ -174,16 +176,21 @@ def _energy_facts(outcome: Outcome) -> dict[str, Any]:
             {"day": day.isoformat(), "mean_wh": str(usage), "weight": weight} for day, usage, weight in baseline.days
         ]
         facts["passed_over"] = [{"day": day.isoformat(), "why": str(why)} for day, why in baseline.passed]
-        adjusted = baseline.adjusted
-        facts["adjustment"] = (
-            None
-            if adjusted is None
-            else {"found": None if adjusted.found is None else str(adjusted.found), "applied": str(adjusted.applied)}
-        )
+        facts["adjustment"] = _adjustment(outcome)
     if settled is not None:
         facts["amount"] = f"{market.price(settled.amount, proven.round.decimals)} {proven.round.currency}"
         facts["intervals"] = [_interval(outcome, at, line) for at, line in enumerate(settled.lines)]
     return facts
+
+
+def _adjustment(outcome: Outcome) -> dict[str, str | None] | None:
+    """What the event day did to the average, with the programme's bounds."""
+    adjusted = outcome.baseline and outcome.baseline.adjusted
+    rules = baseline_rules.parse(outcome.proven.inputs.programme).adjustment
+    if not adjusted or not rules:
+        return None
+    numbers = {"found": adjusted.found, "applied": adjusted.applied, "least": rules.least, "most": rules.most}
+    return {"kind": str(rules.kind)} | {name: None if each is None else str(each) for name, each in numbers.items()}
 
 
 def _logged_facts(outcome: Outcome) -> list[dict[str, Any]]:
@@ -281,7 +288,8 @@ def words(name: str, report: dict[str, Any]) -> str:
 def _headline(report: dict[str, Any]) -> str:
     return (
         f"Round {report['round']} of {report['market']} for gateway {report['gateway']},"
-        f" {report['begins']} to {report['ends']}, at {report['price']}, baseline {report['programme']}."
+        f" {report['begins']} to {report['ends']}, at {report['price']}, baseline {report['programme']}.\n"
+        f"{report['money']}"
     )
 
 
@@ -301,8 +309,13 @@ def _energy_words(report: dict[str, Any]) -> list[str]:
     lines += [f"  days (weight): {', '.join(taken)}"] if taken else []
     lines += [f"  passed over: {', '.join(passed)}"] if passed else []
     if report.get("adjustment"):
-        lines.append(f"  adjustment {report['adjustment']['applied']} (before bounds: {report['adjustment']['found']})")
+        lines.append(_adjustment_words(report["adjustment"]))
     return [*lines, ""] if lines else []
+
+
+def _adjustment_words(adjustment: dict[str, Any]) -> str:
+    bounds = f"{adjustment['least'] or 'none'} to {adjustment['most'] or 'none'}"
+    return f"  {adjustment['kind']} {adjustment['applied']} (found {adjustment['found'] or 'none'}, bounds {bounds})"
 
 
 def _logged_words(logged: list[dict[str, Any]]) -> list[str]:

@@ -343,11 +343,22 @@ def _facts(outcome: Outcome, unchecked: list[str]) -> dict[str, Any]:
         "round": made.number,
         "gateway": statement.origin,
         "amount": f"{market.price(statement.amount, made.decimals)} {made.currency}",
+        "money": money_words(statement, made),
         "agrees": outcome.agrees,
         "faults": [f"{each.what}: {each.said}" for each in outcome.checks if not each.agrees],
         "signatures_not_checked": unchecked,
         "receipts": sum(receipt is not None for receipt in outcome.proven.receipts),
     }
+
+
+def money_words(statement: Statement, made: Round) -> str:
+    """What a statement says, for people."""
+    amount = f"{abs(market.price(statement.amount, made.decimals))} {made.currency}"
+    way = "less" if statement.delivered_wh >= 0 else "more"
+    less = f"{abs(statement.delivered_wh)} Wh {way} than its baseline of {statement.baseline_wh} Wh"
+    owed = {1: f"the market owes the site {amount}", 0: "nothing is owed", -1: f"the site owes the market {amount}"}
+    sign = (statement.amount > 0) - (statement.amount < 0)
+    return f"The market states: the site imported {less}; {owed[sign]}."
 
 
 def words(done: dict[str, Any]) -> str:
@@ -362,7 +373,8 @@ def words(done: dict[str, Any]) -> str:
 def _bundle_words(each: dict[str, Any]) -> list[str]:
     verdict = "recomputed, it agrees" if each["agrees"] else "recomputed, it does NOT AGREE"
     head = f"{each['file']}: {each['bytes']} bytes: round {each['round']} of {each['market']} for {each['gateway']}"
-    lines = [f"{head}: {each['amount']}; {verdict}", *(f"  {fault}" for fault in each["faults"])]
+    lines = [f"{head}: {each['amount']}; {verdict}", f"  {each['money']}"]
+    lines += [f"  {fault}" for fault in each["faults"]]
     if each["signatures_not_checked"]:
         missing = ", ".join(each["signatures_not_checked"])
         lines.append(f"  signatures NOT checked: no key of {missing} was given (--key ROLE=FILE)")
