@@ -89,6 +89,7 @@ class Assets:
         self.names = ["battery", "pump"]
         self.fault = None
         self.recalled = 0
+        self.told = Slot(700, 200)
 
     async def recall(self):
         self.recalled += 1
@@ -105,7 +106,10 @@ class Assets:
         return 500
 
     def slot(self, begins_ms, ends_ms):
-        return Slot(700, 200)
+        return self.told
+
+    def status(self):
+        return [{"name": name, "power_w": None, "command_w": -500, "out": ""} for name in self.names]
 
 
 class Dispatcher:

@@ -22,6 +22,7 @@ from bidding_site import (
     play,
     second,
 )
+from energybid.agent.budget import Stage
 from energybid.agent.market.bidder import RESTART_S
 from energybid.agent.market.messages import REFUSED_AN_HOUR
 from energybid.agent.market.ports import Followed
@@ -895,3 +896,142 @@ def test_a_fault_at_the_meters_is_theirs_alone(tmp_path, caplog):
 
     site = play(tmp_path / "j", scene)
     assert site.ended == []
+
+
+def test_the_status_for_people(tmp_path):
+    from energybid.agent.commands.status import _market
+
+    async def scene(site):
+        site.prices()
+        await reach(site, State.SETTLED)
+        site.publish(TOPICS.award, b"nonsense")
+        await asyncio.sleep(1)
+        settled = _market(site.bidder.status())
+        await bidden(site, 2)
+        site.award(2)
+        await asyncio.sleep(130)
+        site.planner.fault = ValueError("no forecast")
+        site.round(3)
+        await asyncio.sleep(2)
+        return settled, _market(site.bidder.status())
+
+    settled, delivering = play(tmp_path / "j", scene)
+    assert settled[0] == "market   t/power: 1,000 W of net import are followed"
+    assert settled[1] == "         prices: day ahead 3 min old"
+    assert settled[2] == "         refused messages: 1 unverified; 0 of them are not in the log"
+    assert settled[3] == "  asset battery: unknown, commanded -500 W"
+    assert settled[5] == ("  round 1 2026-09-21 14:15:21 UTC settled, 0 W at 90.00 USD/MWh, 17 Wh delivered, 1.53 USD")
+    assert delivering[0] == "market   t/power: 0 W of net import are followed"
+    assert "         PLANNER: ValueError: no forecast" in delivering
+    assert delivering[-2].startswith("  round 2 2026-09-21 14:18:28 UTC delivering, 0 W at 90.00 USD/MWh")
+
+
+def test_a_slot_of_which_the_meters_did_not_tell_enough(tmp_path):
+    async def scene(site):
+        site.assets.told = None
+        await asyncio.sleep(2_000)
+        site.clock.step(10 * 3_600)
+        await asyncio.sleep(100)
+        site.assets.told = (1, 2)
+        return site.planner.loads
+
+    assert play(tmp_path / "j", scene) == []
+
+
+def test_a_stop_before_the_first_session_and_one_that_takes_too_long(tmp_path, caplog):
+    async def scene(site):
+        await reach(site, State.AWARDED)
+        site.think.delay_s = (30.0, 30.0)
+        before = second()
+        await site.stop()
+        assert second() - before < 2
+        site.bidder._running = None
+        await site.bidder.close()
+
+    play(tmp_path / "j", scene)
+    assert "was not kept: it takes too long" in caplog.text
+
+
+def test_what_can_not_be_kept_is_told(tmp_path, caplog):
+    async def scene(site):
+        site.planner.memory = {"prices/00": b"x" * 5_000}
+        await asyncio.sleep(3_700)
+        await site.stop()
+
+    play(tmp_path / "j", scene)
+    assert "what the planner has learned is not kept: planner/prices/00: 5000 bytes" in caplog.text
+
+
+def test_a_disk_that_does_not_take_the_split_costs_a_plan_after_a_restart(tmp_path, caplog):
+    async def scene(site):
+        journal = site.recorder.journal
+
+        def refuse(*_):
+            raise JournalStalledError("the disk is full")
+
+        journal.remember = refuse
+        await bidden(site)
+        assert len(site.bids()) == 1
+        await site.restart()
+        site.award()
+        await site.until(BEGIN + 1)
+        return site
+
+    site = play(tmp_path / "j", scene)
+    assert site.dispatcher.moves == [(121.0, 0, SPLIT, "MARKET")]
+    assert "round 1: the split of its bid is not kept: the disk is full" in caplog.text
+
+
+def test_a_long_split_is_planned_anew_after_a_restart(tmp_path):
+    async def scene(site):
+        site.planner.split = lambda net_w: {f"{name:0>400}": 0 for name in range(6)} | {"battery": net_w}
+        await bidden(site)
+        await site.restart()
+        assert len(site.planner.calls) == 0
+        site.award()
+        await site.until(BEGIN + 1)
+        return site
+
+    assert play(tmp_path / "j", scene).dispatcher.moves == [(121.0, 0, SPLIT, "MARKET")]
+
+
+def test_plans_of_rounds_that_are_over_are_forgotten(tmp_path):
+    async def scene(site):
+        for number in range(1, 80):
+            site.round(number, duration_ms=1_000)
+            await asyncio.sleep(125)
+        return len(site.bidder._session._floor.splits)
+
+    assert play(tmp_path / "j", scene) <= 66
+
+
+def test_an_award_without_a_plan_is_given_up(tmp_path):
+    async def scene(site):
+        await reach(site, State.AWARDED)
+        site.recorder.journal._database.execute("DELETE FROM memory")
+        await site.restart()
+        site.planner.fault = ValueError("nothing to plan with")
+        await site.until(END + 5)
+        return site
+
+    site = play(tmp_path / "j", scene)
+    assert site.dispatcher.moves == []
+    (confirmation,) = site.confirmations
+    assert (confirmation.conduct, confirmation.reason) == (Conduct.FAILED, "no plan for the assets")
+
+
+def test_an_award_that_the_full_disk_can_not_log_is_followed_all_the_same(tmp_path, caplog):
+    async def scene(site):
+        await bidden(site)
+        site.recorder.space.budget.stage = Stage.NOTHING
+        site.award()
+        await asyncio.sleep(1)
+        site.publish(TOPICS.award, b"nonsense")
+        await site.until(END + 5)
+        return site
+
+    site = play(tmp_path / "j", scene)
+    assert site.dispatcher.brief == [AWARDED]
+    assert site.confirmations == []
+    assert site.bidder.status()["not_logged"] == 1
+    assert "no room for a message" in caplog.text

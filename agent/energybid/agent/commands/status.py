@@ -115,7 +115,15 @@ def _market(told: dict[str, Any]) -> list[str]:
     if told["refused"]:
         refused = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in told["refused"].items())
         lines.append(f"         refused messages: {refused}; {told['not_logged']} of them are not in the log")
+    lines += [f"  {_asset(asset)}" for asset in told.get("assets", ())]
     return lines + [f"  {_round(made)}" for made in told["rounds"][-ROUNDS:]]
+
+
+def _asset(asset: dict[str, Any]) -> str:
+    """What it takes, and what it was told to take."""
+    power, command = ("unknown" if asset[key] is None else f"{asset[key]:,} W" for key in ("power_w", "command_w"))
+    out = f", OUT: {asset['out']}" if asset["out"] else ""
+    return f"asset {asset['name']}: {power}, commanded {command}{out}"
 
 
 def _round(made: dict[str, Any]) -> str:

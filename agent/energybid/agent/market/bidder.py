@@ -187,6 +187,7 @@ class Bidder:
             "refused": dict(self._log.refused),
             "not_logged": self._log.not_logged,
             "dropped": self._dropped(),
+            "assets": self._site.assets.status(),
         }
         return found | (self._session.status() if self._session else {"rounds": [], "prices": {}})
 

@@ -7,7 +7,7 @@ of ``energybid.bidding`` that need numpy pass through as they are.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -95,6 +95,11 @@ class Assets(Protocol):
 
     def slot(self, begins_ms: int, ends_ms: int) -> Slot | None:
         """Means over an interval that has just ended; None where the meters did not tell enough."""
+
+    def status(self) -> list[dict[str, Any]]:
+        """What the operator is told of each asset: ``name``, ``power_w``, ``command_w``, ``out`` (why it can not be
+        reached, or empty) and what is its own.
+        """
 
 
 class Followed(NamedTuple):
