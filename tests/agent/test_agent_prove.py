@@ -2,9 +2,11 @@
 
 import json
 import random
+from pathlib import Path
 
 import apsw
 import pytest
+import stranger_proof
 from energybid.agent import cli
 from energybid.agent.commands import prove
 from energybid.agent.explain import explain, words
@@ -13,9 +15,18 @@ from energybid.agent.history import journal_histories
 from energybid.agent.journal import Journal
 from energybid.agent.moments import moment_ms, moment_text
 from energybid.agent.rows import Acknowledged
-from energybid.core.cose import ES256, PrivateKey
+from energybid.core.cose import EDDSA, ES256, PrivateKey
 from energybid.core.disclosure import parse_proof, verify_reading
-from energybid.core.entries import Declaration, Epoch, Reading, Start
+from energybid.core.entries import (
+    Command,
+    Declaration,
+    Epoch,
+    MarketKind,
+    MarketMessage,
+    MarketReason,
+    Reading,
+    Start,
+)
 from energybid.core.evidence import Receipt, sign_receipt
 from energybid.core.log import Log
 from energybid.core.ports import Message
@@ -329,7 +340,7 @@ def test_a_head_end_of_several_gateways_wants_to_know_which(site, capsys):
         (["--meter", "main", "--at", "yesterday"], 2, "write 2026-11-22T12:00:00Z"),
         (["--meter", "main", "--at", "2026-11-23T00:00:00"], 2, "names no zone"),
         (["--meter", "main", "--quantity", "kWh"], 2, "is not an OBIS code"),
-        (["--consistency", "3", "6", "--at", "2026-11-23T00:00:00Z"], 2, "do not go with --consistency"),
+        (["--consistency", "3", "6", "--at", "2026-11-23T00:00:00Z"], 2, "go with --meter alone"),
         (["log.pub.pem", "--meter", "main"], 4, "not a database"),
         (["other.db", "--meter", "main"], 1, "neither a journal nor"),
     ],
@@ -439,3 +450,141 @@ def test_moments(text, ms):
 
 def test_help_says_how_and_what_for():
     assert "--meter main --at" in prove.EXAMPLES
+
+
+# ---------------------------------------------------------------- other entries
+
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN_KEYS = [PrivateKey.from_entropy(bytes(range(48)), algorithm).public for algorithm in (EDDSA, ES256)]
+
+
+def golden(name, key="message"):
+    return bytes.fromhex(json.loads((GOLDEN / f"market-{name}.json").read_text())[key][2:-1])
+
+
+def logged(site, name, data=None, **fields):
+    """Commit and send an entry of the market; its sequence."""
+    entry = MarketMessage(getattr(MarketKind, name.upper()), 0, data or golden(name), 0, site.log_time, 2, 1, 5)
+    site.commit([entry._replace(**fields)])
+    site.send()
+    return site.log.size - 1
+
+
+def verified(capsys, *keys, code=0):
+    given = [part for key in ("log.pub.pem", "headend.pub.pem", *keys) for part in ("--key", key)]
+    facts, _ = energybid(capsys, "verify", "e.proof", *given, "--json", code=code)
+    text, _ = energybid(capsys, "verify", "e.proof", *given, code=code)
+    return json.loads(facts), " ".join(text.split())
+
+
+@pytest.fixture
+def in_market(site):
+    """A round in the log, and the public keys of market and bids beside it."""
+    for file, name in (("market.pem", "award"), ("bids.pem", "bid")):
+        (site.folder / file).write_bytes(golden(name, "key"))
+    site.placed = {name: logged(site, name) for name in ("round", "bid", "award", "confirmation", "statement")}
+    site.placed["again"] = logged(site, "award", reason=MarketReason.REPLAYED)
+    return site
+
+
+@pytest.mark.parametrize("database", ["journal.db", "headend.db"])
+def test_a_markets_messages_go_to_the_stranger(in_market, capsys, database):
+    made, _ = energybid(capsys, "prove", database, "--round", 42, "-o", "e.proof", "--json")
+    assert json.loads(made)["sequence"] == in_market.placed["award"], "the one that counts, not the one refused"
+    facts, text = verified(capsys, "market.pem")
+    message = facts["entry"]["message"]
+    assert (message["kind"], message["reason"], message["signature"]) == ("award", "none", "verified")
+    assert (message["says"]["net_w"], message["key"]["file"]) == (1500, "market.pem")
+    assert "that it accepted a market's message: award: market acme/flex number 42" in text
+    assert "(market.pem) signed that message itself" in text
+    assert ("signed as the head-end" in text) == (facts["receipt"] is not None) == (database == "headend.db")
+    head, array = stranger_proof.entry_proof(
+        (in_market.folder / "e.proof").read_bytes(), LOG.public.pem().decode(), HEADEND.public.pem().decode()
+    )
+    assert array[5] == golden("award")
+    assert head[0] == "t/g"
+
+
+def test_a_message_of_the_gateways_own_is_proven_to_be_logged_not_sent(in_market, capsys):
+    energybid(capsys, "prove", "headend.db", "--round", 42, "--message", "bid", "-o", "e.proof")
+    facts, text = verified(capsys, "market.pem")
+    assert facts["entry"]["message"]["signature"] == "not checked"
+    assert "logged, as entry" in text
+    assert "before it was sent, its bid:" in text
+    assert "step [9000, 4000, True]" in text
+    assert "that the message was sent, or arrived" in text
+    assert "who made that message: it names key" in text
+    facts, text = verified(capsys, "bids.pem")
+    assert "(bids.pem) signed that message itself" in text
+
+
+def test_what_was_refused_is_proven_with_the_reason(in_market, capsys):
+    energybid(capsys, "prove", "headend.db", "--entry", in_market.placed["again"], "-o", "e.proof")
+    facts, text = verified(capsys, "market.pem")
+    assert "refused a message on the topic of award, for this reason: replayed" in text
+    assert facts["entry"]["message"]["signature"] == "not checked", "it counted for nothing, whoever signed it"
+    (in_market.folder / "e.proof").unlink()
+    garbage = logged(in_market, "statement", b"garbage", reason=MarketReason.UNVERIFIED)
+    energybid(capsys, "prove", "headend.db", "--entry", garbage, "-o", "e.proof")
+    assert "it is none that can be read" in verified(capsys)[1]
+
+
+def test_an_accepted_message_with_a_broken_signature_is_not_verified(in_market, capsys):
+    broken = golden("award")[:-1] + bytes([golden("award")[-1] ^ 1])
+    energybid(capsys, "prove", "headend.db", "--entry", logged(in_market, "award", broken), "-o", "e.proof")
+    assert verified(capsys)[0]["verified"], "under the keys given nothing is wrong"
+    facts, _ = verified(capsys, "market.pem", code=3)
+    assert "signature does not verify" in facts["faults"][0]
+
+
+def test_commands_and_entries_of_any_other_type(site, capsys):
+    command = Command("charger", "limit", 42, -1, "A", 42, "market", 2, 1, 1, site.log_time, 2, 1, 5, None)
+    site.commit([command, command._replace(found=None, outcome=99)])
+    site.send()
+    first = site.log.size - 2
+    for sequence, words_ in (
+        (first, "that charger/limit was to be 4.2 A, for 'market' (held): done, read back 4.2"),
+        (first + 1, "for 'market' (held): 99 *"),
+        (0, "an entry of type epoch: origin t/g"),
+        (2, "an entry of type declaration: meter main"),
+    ):
+        (site.folder / "e.proof").unlink(missing_ok=True)
+        said, _ = energybid(capsys, "prove", "headend.db", "--entry", sequence, "-o", "e.proof")
+        assert f"entry {sequence} of t/g" in said
+        assert words_ in verified(capsys)[1]
+    facts, _ = energybid(capsys, "verify", "e.proof", "--key", "log.pub.pem", "--ignore-receipt")
+    assert "it has a receipt, which was not looked at" in " ".join(facts.split())
+    energybid(capsys, "prove", "headend.db", "--consistency", "e.proof", site.log.size, "-o", "c.proof")
+
+
+def test_an_entry_of_a_later_type_is_said_to_be_unknown():
+    golden = json.loads((GOLDEN / "proof-entry-es256.json").read_text())
+    report = explain(bytes.fromhex(golden["file"][2:-1]), {key.kid: (key, "file") for key in GOLDEN_KEYS})
+    assert report["verified"]
+    assert "of a type that this program does not know: 8501190fa050" in words("e.proof", report)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("--entry", 10**6), 1, "has no entry 1000000"),
+        (("--entry", -1), 1, "has no entry -1"),
+        (("--round", 43), 1, "no award of round 43 that counts"),
+        (("--round", 42, "--message", "statement"), 1, "no statement of round 42"),
+        (("--entry", 1, "--message", "bid"), 2, "--message goes with --round alone"),
+        (("--entry", 1, "--at", "2026-11-22T12:00:00Z"), 2, "they go with --meter alone"),
+    ],
+)
+def test_what_can_not_be_proven_of_other_entries_is_said(site, capsys, arguments, code, says):
+    logged(site, "award")
+    _, error = energybid(capsys, "prove", "journal.db", *arguments, "-o", "e.proof", code=code)
+    assert says in error
+    assert not (site.folder / "e.proof").exists()
+
+
+def test_what_was_pruned_is_asked_of_the_head_end(site, capsys):
+    site.journal.prune(MONDAY + 10 * 60_000)
+    for arguments in (("--entry", 1), ("--round", 42)):
+        _, error = energybid(capsys, "prove", "journal.db", *arguments, "-o", "e.proof", code=1)
+        assert "ask the head-end" in error

@@ -12,7 +12,7 @@ from typing import Any
 
 from energybid.core import cbor
 from energybid.core.cose import EDDSA, ES256, PrivateKey
-from energybid.core.disclosure import ConsistencyProof, Disclosed, ReadingProof
+from energybid.core.disclosure import ConsistencyProof, Disclosed, EntryProof, ReadingProof
 from energybid.core.entries import (
     TYPE_OF,
     Clock,
@@ -223,6 +223,15 @@ def _proofs() -> dict[str, dict[str, Any]]:
             "key": log,
             "headend_key": None,
             "entry": reading,
+        }
+        other = {"reading": "gap", "reading-partial": "unknown-type"}[reading]
+        whole = EntryProof(messages[f"checkpoint-{log}"], messages[f"receipt-{headend}"], disclosed(names.index(other)))
+        files[f"proof-entry-{log}"] = {"file": whole.encode(), "key": log, "headend_key": headend, "entry": other}
+        files[f"proof-entry-without-receipt-{log}"] = {
+            "file": whole._replace(receipt=None).encode(),
+            "key": log,
+            "headend_key": None,
+            "entry": other,
         }
         path = tuple(consistency_proof(LEAVES, FIRST_CHECKPOINT.size))
         consistency = ConsistencyProof(messages[f"checkpoint-first-{log}"], messages[f"checkpoint-{log}"], path)

@@ -41,6 +41,21 @@ def reading_proof(file: bytes, log_pem: str, headend_pem: str | None) -> tuple[l
     return head, declared, read
 
 
+def entry_proof(file: bytes, log_pem: str, headend_pem: str | None) -> tuple[list[Any], list[Any]]:
+    """(checkpoint's fields, the entry's array) of a file."""
+    need(len(file) <= 147_456, "too long")
+    array = cbor(file)
+    need(isinstance(array, list) and len(array) == 4 and array[0] == "energybid entry proof 1", "not an entry proof")
+    _, signed_head, signed_receipt, item = array
+    need(isinstance(signed_head, bytes), "checkpoint")
+    head = checkpoint(signed(signed_head, log_pem))
+    if signed_receipt is not None:
+        need(isinstance(signed_receipt, bytes) and headend_pem is not None and headend_pem != log_pem, "receipt")
+        assert headend_pem is not None
+        need(receipt(signed(signed_receipt, headend_pem))[:4] == head[:4], "the receipt is for something else")
+    return head, disclosed(item, head[2], head[3])[1]
+
+
 def continues(first: int, second: int, hashes: list[bytes], first_root: bytes, second_root: bytes) -> bool:
     """RFC 9162 §2.1.4.2, its numbered steps, and what formats.md §4.4 adds for equal sizes and size 0."""
     if not 0 <= first <= second:

@@ -17,11 +17,14 @@ from energybid.core.disclosure import (
     FILE_MAX,
     ConsistencyProof,
     Disclosed,
+    EntryProof,
+    ProvenEntry,
     ProvenReading,
     ReadingProof,
     is_proof,
     parse_proof,
     verify_continuation,
+    verify_entry,
     verify_reading,
 )
 from energybid.core.entries import Declaration, Known, Reading, canonical
@@ -37,6 +40,7 @@ from pycose.messages import Sign1Message
 KEYS = golden_core.KEYS
 GOLDEN = [name for name in golden_core.files() if name.startswith("proof")]
 READINGS = [name for name in GOLDEN if "reading" in name]
+ENTRIES = [name for name in GOLDEN if "entry" in name]
 BOTH = {key.kid: key.public for key in KEYS.values()}
 LOG, HEADEND = KEYS["ed25519"], KEYS["es256"]
 
@@ -45,6 +49,8 @@ def check(data: bytes, keys: dict[bytes, PublicKey] = BOTH) -> Any:
     proof = parse_proof(data)
     if isinstance(proof, ReadingProof):
         return verify_reading(proof, keys.get)
+    if isinstance(proof, EntryProof):
+        return verify_entry(proof, keys.get)
     return verify_continuation(proof, keys.get)
 
 
@@ -64,6 +70,8 @@ def accepted_by_the_stranger(name: str, data: bytes) -> bool:
     with contextlib.suppress(stranger.Refused):
         if name in READINGS:
             stranger_proof.reading_proof(data, str(pem(golden["key"])), pem(golden["headend_key"]))
+        elif name in ENTRIES:
+            stranger_proof.entry_proof(data, str(pem(golden["key"])), pem(golden["headend_key"]))
         else:
             stranger_proof.consistency_proof(data, str(pem(golden["key"])))
         return True
@@ -103,6 +111,9 @@ def test_the_stranger_agrees_with_the_golden_proofs(name: str) -> None:
         )
         assert declared[3:] == golden_core.untuple(golden_core.ENTRIES["declaration"])
         assert read[3:] == golden_core.untuple(golden_core.ENTRIES[golden["entry"]])
+    elif name in ENTRIES:
+        head, array = stranger_proof.entry_proof(golden["file"], str(pem(golden["key"])), pem(golden["headend_key"]))
+        assert array == stranger.cbor(golden_core.read(f"entry-{golden['entry']}")["canonical"])
     else:
         first, head = stranger_proof.consistency_proof(golden["file"], str(pem(golden["key"])))
         assert first == list(golden_core.FIRST_CHECKPOINT)
@@ -139,6 +150,23 @@ def independent_key(name: str) -> Any:
         return OKPKey(crv=Ed25519, x=public.public_bytes_raw())
     numbers = public.public_numbers()
     return EC2Key(crv=P256, x=numbers.x.to_bytes(32, "big"), y=numbers.y.to_bytes(32, "big"))
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_an_entry_proof_tells_the_entry_and_who_signed(name: str) -> None:
+    golden = golden_core.read(name)
+    proven: ProvenEntry = check(golden["file"])
+    assert proven.entry == golden_core.ENTRIES[golden["entry"]]
+    assert proven.sequence == list(golden_core.ENTRIES).index(golden["entry"])
+    assert (proven.checkpoint, proven.kid) == (golden_core.CHECKPOINT, KEYS[golden["key"]].kid)
+    if golden["headend_key"]:
+        assert (proven.receipt, proven.receipt_kid) == (golden_core.RECEIPT, KEYS[golden["headend_key"]].kid)
+        proof = parse_proof(golden["file"])
+        assert isinstance(proof, EntryProof)
+        bare = verify_entry(proof, {proven.kid: KEYS[golden["key"]].public}.get, ignore_receipt=True)
+        assert (bare.receipt, bare.receipt_kid) == (None, None)
+    else:
+        assert (proven.receipt, proven.receipt_kid) == (None, None)
 
 
 @pytest.mark.parametrize("name", READINGS)

@@ -362,8 +362,12 @@ def payloads(data: bytes) -> None:
 def proof(data: bytes) -> None:
     with suppress(EvidenceError):
         read = disclosure.parse_proof(data)
-        verify = disclosure.verify_reading if hasattr(read, "reading") else disclosure.verify_continuation
-        verify(read, _key_for)
+        if isinstance(read, disclosure.ReadingProof):
+            disclosure.verify_reading(read, _key_for)
+        elif isinstance(read, disclosure.EntryProof):
+            disclosure.verify_entry(read, _key_for)
+        else:
+            disclosure.verify_continuation(read, _key_for)
 
 
 def _unhex(text: str) -> bytes:

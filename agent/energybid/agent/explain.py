@@ -1,24 +1,25 @@
 """What a proof file proves and what it does not, as facts and in plain words. Pure: bytes and keys in, text out."""
 
-from collections.abc import Mapping
 from typing import Any
 
+from energybid.agent.entry_words import Keys, entry_claims, entry_facts
 from energybid.agent.moments import moment_text
 from energybid.core.cose import PublicKey
 from energybid.core.disclosure import (
+    ConsistencyProof,
+    EntryProof,
     ProvenConsistency,
+    ProvenEntry,
     ProvenReading,
     ReadingProof,
     parse_proof,
     verify_continuation,
+    verify_entry,
     verify_reading,
 )
 from energybid.core.errors import EvidenceError
 from energybid.core.evidence import Checkpoint
 from energybid.core.quantities import ClockState, Obis, Status, decimal_text
-
-Keys = Mapping[bytes, tuple[PublicKey, str]]
-"""kid → key, and the name by which the user knows it."""
 
 _CLOCKS = {
     ClockState.SYNCHRONISED: "synchronised",
@@ -55,15 +56,19 @@ def explain(data: bytes, keys: Keys, *, ignore_receipt: bool = False) -> dict[st
         if isinstance(proof, ReadingProof):
             kind = "reading-proof"
             facts = _reading(verify_reading(proof, key_for, ignore_receipt=ignore_receipt), keys)
-            ignored = ignore_receipt and proof.receipt is not None
+        elif isinstance(proof, EntryProof):
+            kind = "entry-proof"
+            facts = _entry(verify_entry(proof, key_for, ignore_receipt=ignore_receipt), keys)
         else:
-            kind, ignored = "consistency-proof", False
+            kind = "consistency-proof"
             facts = _consistency(verify_continuation(proof, key_for), keys)
     except EvidenceError as error:
         return {"kind": kind, "verified": False, "faults": [str(error)]}
-    proven, unproven = (
-        _reading_claims(facts, ignored=ignored) if kind == "reading-proof" else _consistency_claims(facts)
-    )
+    if isinstance(proof, ConsistencyProof):
+        proven, unproven = _consistency_claims(facts)
+    else:
+        claims = _reading_claims if isinstance(proof, ReadingProof) else _entry_claims
+        proven, unproven = claims(facts, ignored=ignore_receipt and proof.receipt is not None)
     return {"kind": kind, "verified": True, "faults": [], **facts, "proven": proven, "not_proven": unproven}
 
 
@@ -115,7 +120,7 @@ def _checkpoint(checkpoint: Checkpoint, kid: bytes, keys: Keys) -> dict[str, Any
 
 
 def _reading(proven: ProvenReading, keys: Keys) -> dict[str, Any]:
-    reading, declaration, receipt = proven.reading, proven.declaration, proven.receipt
+    reading, declaration = proven.reading, proven.declaration
     return {
         "origin": proven.checkpoint.origin,
         "epoch": proven.checkpoint.epoch.hex(),
@@ -127,6 +132,13 @@ def _reading(proven: ProvenReading, keys: Keys) -> dict[str, Any]:
         **_moment(reading.time_ms, reading.clock),
         "span_ms": reading.span_ms,
         "values": _values(proven),
+        **_signed(proven, keys),
+    }
+
+
+def _signed(proven: ProvenReading | ProvenEntry, keys: Keys) -> dict[str, Any]:
+    receipt = proven.receipt
+    return {
         "checkpoint": _checkpoint(proven.checkpoint, proven.kid, keys),
         "receipt": None
         if receipt is None or proven.receipt_kid is None
@@ -136,6 +148,16 @@ def _reading(proven: ProvenReading, keys: Keys) -> dict[str, Any]:
             "time_ms": receipt.time_ms,
             "key": _key(proven.receipt_kid, keys),
         },
+    }
+
+
+def _entry(proven: ProvenEntry, keys: Keys) -> dict[str, Any]:
+    return {
+        "origin": proven.checkpoint.origin,
+        "epoch": proven.checkpoint.epoch.hex(),
+        "sequence": proven.sequence,
+        "entry": entry_facts(proven.entry, keys),
+        **_signed(proven, keys),
     }
 
 
@@ -216,17 +238,31 @@ def _reading_claims(facts: dict[str, Any], *, ignored: bool) -> tuple[list[str],
         "that the keys are whose you think: get them from the gateway's owner and the utility, not with this file",
         "anything about the other entries of the log, or about readings that were never logged",
     ]
-    receipt = facts["receipt"]
-    if receipt:
-        proven.append(_receipt_claim(receipt))
-        if receipt["time_ms"] < facts["time_ms"]:
-            unproven.append(
-                "which of the two clocks was wrong: the head-end's receipt is dated before the reading that it covers"
-            )
-    else:
+    more, less = _receipt_claims(facts["receipt"], facts["time_ms"], "reading", ignored=ignored)
+    return proven + more, unproven + less
+
+
+def _entry_claims(facts: dict[str, Any], *, ignored: bool) -> tuple[list[str], list[str]]:
+    entry = facts["entry"]
+    clocks = {state.value: words for state, words in _CLOCKS.items()}
+    proven, unproven = entry_claims(entry | {name: facts[name] for name in ("origin", "epoch", "sequence")}, clocks)
+    more, less = _receipt_claims(facts["receipt"], entry["fields"].get("time_ms"), "entry", ignored=ignored)
+    general = [
+        "that what the gateway logged is true, or that its clock was right",
+        "that the keys are whose you think: get them from their owners, not with this file",
+        "anything about the other entries of the log, or about what was never logged",
+    ]
+    return [*proven, _signature(facts["checkpoint"]), *more], [*unproven, *general, *less]
+
+
+def _receipt_claims(
+    receipt: dict[str, Any] | None, time_ms: int | None, what: str, *, ignored: bool
+) -> tuple[list[str], list[str]]:
+    if receipt is None:
         left = "it has a receipt, which was not looked at" if ignored else "it has no receipt of a head-end"
-        unproven.append(f"that anybody but the holder of the gateway's key had this reading at any time: {left}")
-    return proven, unproven
+        return [], [f"that anybody but the holder of the gateway's key had this {what} at any time: {left}"]
+    doubt = f"which of the two clocks was wrong: the head-end's receipt is dated before the {what} that it covers"
+    return [_receipt_claim(receipt)], [doubt] if time_ms is not None and receipt["time_ms"] < time_ms else []
 
 
 def _receipt_claim(receipt: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
-"""Proof files: what a stranger needs to check one reading, or that one checkpoint continues another.
+"""Proof files: what a stranger needs to check one reading, one other entry, or that a checkpoint continues another.
 
-Here: the two formats of docs/formats.md §13, read strictly and verified with nothing but public keys. Never here: a
+Here: the three formats of docs/formats.md §13, read strictly and verified with nothing but public keys. Never here: a
 database or a clock. Making the proofs is prover.py's.
 
 Whatever stands in a file is either signed, hashed into what is signed, or has one permitted encoding: any change of a
@@ -12,19 +12,21 @@ from typing import Any, NamedTuple
 
 from energybid.core import cbor, cose
 from energybid.core.cose import PublicKey
-from energybid.core.entries import ENTRY_MAX, Declaration, Reading, is_uint, parse
+from energybid.core.entries import ENTRY_MAX, Declaration, Entry, Reading, is_uint, parse
 from energybid.core.errors import EvidenceError
 from energybid.core.evidence import Checkpoint, Receipt, parse_checkpoint, parse_receipt
 from energybid.core.tree import HASH_SIZE, leaf_hash, verify_consistency, verify_inclusion
 
 READING = "energybid reading proof 1"
 CONSISTENCY = "energybid consistency proof 1"
+ENTRY = "energybid entry proof 1"
 FILE_MAX = 147_456
 """Longest proof file, bytes: two entries, two COSE messages and two paths of their greatest lengths, and some room."""
 PATH_MAX = 64
 """Most hashes in a path: trees have fewer than 2**63 leaves."""
 
-_OPENINGS = (b"\x85\x78\x19" + READING[:-1].encode(), b"\x84\x78\x1d" + CONSISTENCY[:-1].encode())
+_OPENINGS = (b"\x85\x78\x19" + READING[:-1].encode(), b"\x84\x78\x1d" + CONSISTENCY[:-1].encode(),
+             b"\x84\x77" + ENTRY[:-1].encode())  # fmt: skip
 """First bytes of the files, but for the version's digit."""
 
 KeyFor = Callable[[bytes], PublicKey | None]
@@ -71,6 +73,21 @@ class ConsistencyProof(NamedTuple):
         return cbor.encode((CONSISTENCY, self.first, self.second, b"".join(self.path)))
 
 
+class EntryProof(NamedTuple):
+    """One entry of any type, such as a market's message."""
+
+    checkpoint: bytes
+    """COSE message: the gateway's signature over the tree that the path leads to."""
+    receipt: bytes | None
+    """COSE message: the head-end's signature over the same tree."""
+    entry: Disclosed
+
+    def encode(self) -> bytes:
+        """The file's bytes."""
+        entry = self.entry.sequence, self.entry.canonical, b"".join(self.entry.path)
+        return cbor.encode((ENTRY, self.checkpoint, self.receipt, entry))
+
+
 class ProvenReading(NamedTuple):
     """What a verified reading proof says."""
 
@@ -82,6 +99,18 @@ class ProvenReading(NamedTuple):
     sequence: int
     reading: Reading
     declaration: Declaration
+
+
+class ProvenEntry(NamedTuple):
+    """What a verified entry proof says."""
+
+    checkpoint: Checkpoint
+    kid: bytes
+    """Key that signed the checkpoint."""
+    receipt: Receipt | None
+    receipt_kid: bytes | None
+    sequence: int
+    entry: Entry
 
 
 class ProvenConsistency(NamedTuple):
@@ -122,7 +151,7 @@ def _message(item: Any) -> bytes:  # noqa: ANN401
     return item
 
 
-def parse_proof(data: bytes) -> ReadingProof | ConsistencyProof:
+def parse_proof(data: bytes) -> ReadingProof | ConsistencyProof | EntryProof:
     """Read a proof file; nothing in it is verified.
 
     Raises:
@@ -136,7 +165,10 @@ def parse_proof(data: bytes) -> ReadingProof | ConsistencyProof:
             return ReadingProof(_message(checkpoint), receipt, _disclosed(declaration), _disclosed(reading))
         case [str() as name, first, second, path] if name == CONSISTENCY:
             return ConsistencyProof(_message(first), _message(second), _path(path))
-    raise EvidenceError(f"not an {READING!r} nor an {CONSISTENCY!r}")
+        case [str() as name, checkpoint, receipt, entry] if name == ENTRY:
+            receipt = None if receipt is None else _message(receipt)
+            return EntryProof(_message(checkpoint), receipt, _disclosed(entry))
+    raise EvidenceError(f"not an {READING!r}, an {CONSISTENCY!r} nor an {ENTRY!r}")
 
 
 # ---------------------------------------------------------------- verifying
@@ -222,6 +254,25 @@ def verify_reading(proof: ReadingProof, key_for: KeyFor, *, ignore_receipt: bool
         proof.declaration.sequence,
     )
     return ProvenReading(checkpoint, kid, receipt, receipt_kid, proof.reading.sequence, reading, declaration)
+
+
+def verify_entry(proof: EntryProof, key_for: KeyFor, *, ignore_receipt: bool = False) -> ProvenEntry:
+    """Verify everything in an entry proof.
+
+    Args:
+        proof: From ``parse_proof``.
+        key_for: The gateway's log key and the head-end's receipt key.
+        ignore_receipt: Do not look at the receipt: nothing is then known from the head-end.
+
+    Raises:
+        EvidenceError: Something does not check; the message says what.
+    """
+    kid, checkpoint = _checkpoint(proof.checkpoint, key_for)
+    message = None if ignore_receipt else proof.receipt
+    receipt_kid, receipt = _receipt(message, checkpoint, kid, key_for)
+    sequence, canonical, path = proof.entry
+    verify_inclusion(leaf_hash(canonical), sequence, checkpoint.size, path, checkpoint.root)
+    return ProvenEntry(checkpoint, kid, receipt, receipt_kid, sequence, parse(canonical)[1])
 
 
 def verify_continuation(proof: ConsistencyProof, key_for: KeyFor) -> ProvenConsistency:

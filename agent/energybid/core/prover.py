@@ -12,10 +12,10 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from energybid.core import cose
-from energybid.core.disclosure import ConsistencyProof, Disclosed, ReadingProof, explained, same_tree
+from energybid.core.disclosure import ConsistencyProof, Disclosed, EntryProof, ReadingProof, explained, same_tree
 from energybid.core.entries import Declaration, Entry, Reading, parse
 from energybid.core.errors import EnergybidError
-from energybid.core.evidence import parse_checkpoint, parse_receipt
+from energybid.core.evidence import Checkpoint, parse_checkpoint, parse_receipt
 from energybid.core.tree import (
     Frontier,
     leaf_hash,
@@ -258,10 +258,7 @@ def prove_reading(history: History, sequence: int) -> ReadingProof:
         LostError: Its declaration or a checkpoint over it is not kept.
         EvidenceError: What is stored does not fit together.
     """
-    message, receipt = history.signed(sequence)
-    checkpoint = parse_checkpoint(cose.peek(message)[1])
-    if receipt is not None:
-        same_tree(parse_receipt(cose.peek(receipt)[1]), checkpoint)
+    message, receipt, checkpoint = _signed(history, sequence)
     raw = history.canonical(sequence)
     reading = parse(raw)[1]
     at = reading.declaration if isinstance(reading, Reading) else sequence
@@ -269,13 +266,35 @@ def prove_reading(history: History, sequence: int) -> ReadingProof:
         raise LostError(f"declaration {at} of reading {sequence} is not kept here any more: ask the head-end")
     declared = history.canonical(at)
     explained(reading, sequence, parse(declared)[1], at)
-    entries = [
-        Disclosed(number, canonical, inclusion(history, number, checkpoint.size))
-        for number, canonical in ((at, declared), (sequence, raw))
-    ]
-    for entry in entries:
-        verify_inclusion(leaf_hash(entry.canonical), entry.sequence, checkpoint.size, entry.path, checkpoint.root)
+    entries = [_included(history, n, canonical, checkpoint) for n, canonical in ((at, declared), (sequence, raw))]
     return ReadingProof(message, receipt, *entries)
+
+
+def prove_entry(history: History, sequence: int) -> EntryProof:
+    """Make the proof of a kept entry of any type, and check it but for the signatures.
+
+    Raises:
+        LostError: It, or a checkpoint over it, is not kept.
+        EvidenceError: What is stored does not fit together.
+    """
+    if sequence < history.first:
+        raise LostError(f"entry {sequence} is not kept here any more: ask the head-end")
+    message, receipt, checkpoint = _signed(history, sequence)
+    return EntryProof(message, receipt, _included(history, sequence, history.canonical(sequence), checkpoint))
+
+
+def _signed(history: History, sequence: int) -> tuple[bytes, bytes | None, Checkpoint]:
+    message, receipt = history.signed(sequence)
+    checkpoint = parse_checkpoint(cose.peek(message)[1])
+    if receipt is not None:
+        same_tree(parse_receipt(cose.peek(receipt)[1]), checkpoint)
+    return message, receipt, checkpoint
+
+
+def _included(history: History, sequence: int, canonical: bytes, checkpoint: Checkpoint) -> Disclosed:
+    entry = Disclosed(sequence, canonical, inclusion(history, sequence, checkpoint.size))
+    verify_inclusion(leaf_hash(canonical), sequence, checkpoint.size, entry.path, checkpoint.root)
+    return entry
 
 
 def prove_consistency(

@@ -1,4 +1,4 @@
-"""``energybid prove``: write one small file that lets a stranger check one reading, or two checkpoints."""
+"""``energybid prove``: write one small file that lets a stranger check a reading, another entry, or two checkpoints."""
 
 import argparse
 import json
@@ -10,24 +10,32 @@ from typing import Any
 from energybid.agent.databases import histories, opened
 from energybid.agent.moments import moment_ms, moment_text
 from energybid.core import cose, exit_codes
-from energybid.core.disclosure import ReadingProof, parse_proof
+from energybid.core.disclosure import ConsistencyProof, parse_proof
+from energybid.core.entries import Entry, MarketKind, MarketMessage, MarketReason, parse
 from energybid.core.errors import ConfigurationError, EnergybidError
 from energybid.core.evidence import parse_checkpoint
-from energybid.core.prover import Finder, Found, History, LostError, prove_consistency, prove_reading
+from energybid.core.prover import Finder, Found, History, LostError, prove_consistency, prove_entry, prove_reading
 from energybid.core.quantities import ClockState, Obis
+from energybid.sync import logged
 
-HELP = "write a small file that proves one reading, or that one checkpoint continues another"
+HELP = "write a small file that proves one reading, another entry, or that one checkpoint continues another"
 EXAMPLES = """\
 examples:
   energybid prove journal.db --meter main --at 2026-11-22T12:00:00Z -o reading.proof
   energybid prove headend.db --origin demo/gw-1 --meter main --quantity 1-0:1.8.0 -o reading.proof
+  energybid prove journal.db --round 42 --message bid -o bid.proof
+  energybid prove journal.db --entry 1203 -o entry.proof
   energybid prove journal.db --consistency 1200 3400 -o log.proof
   energybid prove journal.db --consistency reading.proof 3400 -o log.proof
   energybid verify reading.proof --key keys/log.pub.pem --key keys/headend.pub.pem
 
 Works on the gateway's journal, also while the agent runs, and on a head-end's database, which holds all history.
-The reading is the last one of the meter at or before --at by the gateway's own clock; without --at, the newest.
+The reading is the last one of the meter at or before --at by the gateway's own clock; without --at, the newest. Of a
+market's round, the last message of its kind that counts; others by their place in the log, which 'energybid export'
+shows.
 """
+_KINDS = {logged.KINDS[kind]: kind for kind in logged.MESSAGES if kind != MarketKind.PRICES}
+"""Messages that are of a round."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="prove that the checkpoint at SIZE2 entries continues the one at SIZE1; instead of a size, a proof file"
         " stands for the checkpoint in it",
     )
+    what.add_argument("--round", type=int, metavar="NUMBER", help="prove a message of this round of a market")
+    what.add_argument(
+        "--entry", type=int, metavar="SEQUENCE", help="prove an entry of any type by its place in the log"
+    )
+    kinds = [kind for kind, _ in sorted(_KINDS.items(), key=lambda pair: pair[1])]
+    parser.add_argument("--message", choices=kinds, help="which message of the round; default: award")
     parser.add_argument("--at", help="time with zone, such as 2026-11-22T12:00:00Z")
     parser.add_argument("--quantity", metavar="OBIS", help="only readings that have it, such as 1-0:1.8.0")
     parser.add_argument("--epoch", help="id of the epoch, or how it begins; default: all, for --consistency the newest")
@@ -59,6 +73,10 @@ def run(arguments: argparse.Namespace) -> int:
         found = _chosen(histories(database, arguments.database), arguments)
         if arguments.consistency:
             facts, data = _consistency(found[-1], arguments.consistency)
+        elif arguments.entry is not None:
+            facts, data = _entry(found[-1], arguments.entry)
+        elif arguments.round is not None:
+            facts, data = _entry(*_find_message(found, arguments.round, arguments.message or "award"))
         else:
             facts, data = _reading(*_find(found, arguments.meter, at_ms, quantity), at_ms)
     arguments.output.write_bytes(data)
@@ -71,8 +89,10 @@ def _checked(arguments: argparse.Namespace) -> tuple[int | None, bytes | None]:
     """(--at in ms, --quantity as OBIS bytes)."""
     faults = []
     at_ms = quantity = None
-    if arguments.consistency and (arguments.at or arguments.quantity):
-        faults.append("--at and --quantity choose a reading; they do not go with --consistency")
+    if not arguments.meter and (arguments.at or arguments.quantity):
+        faults.append("--at and --quantity choose a reading; they go with --meter alone")
+    if arguments.message and arguments.round is None:
+        faults.append("--message goes with --round alone")
     try:
         at_ms = moment_ms(arguments.at) if arguments.at else None
     except ValueError as error:
@@ -125,6 +145,38 @@ def _find(histories: list[History], meter: str, at_ms: int | None, quantity: byt
     raise EnergybidError(f"{what}; meters seen: {', '.join(meters) or 'none'}")
 
 
+def _find_message(histories: list[History], number: int, kind: str) -> tuple[History, int]:
+    """Where the last message of a round that counts stands."""
+    for history in reversed(histories):
+        for commit in history.commits():
+            found = [n for n, entry in history.entries(commit.first, commit.end) if _is_of(entry, number, _KINDS[kind])]
+            if found:
+                return history, found[-1]
+    what = f"no {kind} of round {number} that counts is kept here"
+    if any(history.first for history in histories):
+        raise LostError(f"{what}; older history was pruned: ask the head-end")
+    raise EnergybidError(what)
+
+
+def _is_of(entry: Entry, number: int, kind: int) -> bool:
+    if not isinstance(entry, MarketMessage) or (entry.kind, entry.reason) != (kind, MarketReason.NONE):
+        return False
+    return getattr(logged.told(entry), "number", None) == number
+
+
+def _entry(history: History, sequence: int) -> tuple[dict[str, Any], bytes]:
+    if sequence < 0 or all(sequence >= commit.end for commit in history.commits()):
+        raise EnergybidError(f"the log of {history.origin}, epoch {history.epoch.hex()}, has no entry {sequence}")
+    proof = prove_entry(history, sequence)
+    entry = parse(proof.entry.canonical)[1]
+    facts = _facts("entry-proof", history, proof.checkpoint) | {
+        "sequence": sequence,
+        "type": type(entry).__name__.lower(),
+        "receipt": proof.receipt is not None,
+    }
+    return facts, proof.encode()
+
+
 def _reading(history: History, found: Found, at_ms: int | None) -> tuple[dict[str, Any], bytes]:
     proof = prove_reading(history, found.sequence)
     reading = found.reading
@@ -155,7 +207,7 @@ def _shown(history: History, text: str) -> tuple[int, bytes | None]:
         proof = parse_proof(Path(text).read_bytes())
     except OSError as error:
         raise EnergybidError(f"--consistency {text}: neither a number nor a file that can be read: {error}") from None
-    message = proof.checkpoint if isinstance(proof, ReadingProof) else proof.second
+    message = proof.second if isinstance(proof, ConsistencyProof) else proof.checkpoint
     checkpoint = parse_checkpoint(cose.peek(message)[1])
     if (checkpoint.origin, checkpoint.epoch) != (history.origin, history.epoch):
         raise EnergybidError(f"{text} is of epoch {checkpoint.epoch.hex()} of {checkpoint.origin}")
@@ -173,13 +225,15 @@ def _text(facts: dict[str, Any]) -> str:
         return (
             f"{head}the log of {facts['origin']} at {facts['size']} entries continues the one at {facts['first_size']}"
         )
-    early = (
-        "" if facts["before_asked_ms"] is None else f", {facts['before_asked_ms'] / 1000:.3f} s before the time asked"
-    )
     receipt = (
         f"with the head-end's receipt for the first {facts['size']} entries"
         if facts["receipt"]
         else "WITHOUT a receipt: none that covers it is kept here; the head-end keeps them all"
+    )
+    if facts["kind"] == "entry-proof":
+        return f"{head}entry {facts['sequence']} of {facts['origin']}, of type {facts['type']}\n{receipt}"
+    early = (
+        "" if facts["before_asked_ms"] is None else f", {facts['before_asked_ms'] / 1000:.3f} s before the time asked"
     )
     return (
         f"{head}reading {facts['sequence']} of {facts['origin']}, meter {facts['meter']}, {facts['time']}"
