@@ -33,6 +33,7 @@ from energybid.sync.topics import topics_for
 
 T = TypeVar("T")
 
+SOCKET = "control.sock"
 QUANTITIES_MAX = 1024
 """So many fit a reading, and their declaration an entry."""
 MARKET_SESSION_S = 7 * 86_400
@@ -95,6 +96,14 @@ class StatusModel(Settings):
     interval: Duration = Field(5.0, ge=0.1, le=3600)
 
 
+class ControlModel(Settings):
+    """``[control]``: who may override what the agent sets (docs/control.md)."""
+
+    socket: str | None = None
+    """A UNIX socket for `energybid override`, for the agent's user and group alone; relative to the configuration file.
+    Where it is not given, `control.sock` beside the status file."""
+
+
 class LogsModel(Settings):
     """``[logs]``: what goes to standard error."""
 
@@ -109,6 +118,7 @@ class GatewayFile(Settings):
     journal: JournalModel
     uplink: AgentUplinkModel | None = None
     status: StatusModel = StatusModel()
+    control: ControlModel = ControlModel()
     logs: LogsModel = LogsModel()
     bus: list[BusModel] = Field(min_length=1, max_length=64)
     proxy: list[ProxyModel] = Field(default_factory=list, max_length=16)
@@ -191,6 +201,8 @@ class Cabinet:
     """By the meter's name."""
     status: Path | None
     """The agent's status file."""
+    socket: Path | None = None
+    """Its socket for overrides."""
 
 
 def load_cabinet(path: Path) -> Cabinet:
@@ -223,7 +235,8 @@ class _Planner:
         if self._faults.lines:
             raise ConfigurationError(self._faults.lines)
         status = self._file.status.path
-        return Cabinet(buses=buses, profiles=self._profiles, status=self._base / status if status else None)
+        place = self._base / status if status else None
+        return Cabinet(buses=buses, profiles=self._profiles, status=place, socket=self._socket())
 
     def plan(self) -> AgentPlan:
         file = self._file
@@ -238,6 +251,7 @@ class _Planner:
         for number, proxy in enumerate(proxies):
             self._faults.add(f"proxy[{number}]", control_faults(proxy, by_name[proxy.bus]))
         market = self._faults.attempt("market", lambda: self._market(buses), between=".")
+        socket = self._socket()
         if self._faults.lines:
             raise ConfigurationError(self._faults.lines)
         return AgentPlan(
@@ -263,8 +277,16 @@ class _Planner:
             drivers={bus.kind: drivers[bus.kind] for bus in buses},
             json_logs=file.logs.format == "json",
             proxies=proxies,
+            socket=str(socket) if socket else None,
             market=market,
         )
+
+    def _socket(self) -> Path | None:
+        """Beside the status file, or where it is said to be."""
+        file = self._file
+        if file.control.socket is not None:
+            return self._base / file.control.socket
+        return (self._base / file.status.path).with_name(SOCKET) if file.status.path else None
 
     def _pem(self, name: str, check: Callable[[bytes], object]) -> bytes:
         pem = (self._base / name).read_bytes()

@@ -235,10 +235,7 @@ class Control:
                 written and read back as another number; the disk does not take that it is held; or the agent stops.
             MeterError: It could not be written: nothing is held, and the number before it, or the safe one, is written.
         """
-        found = self._points.get(point)
-        if found is None:
-            known = ", ".join(self.points) or "there are none"
-            raise ControlError(f"{point}: no such point with a safe number; {known}")
+        found = self._found(point)
         self._check(found, value, owner, until_s)
         lease = Lease(found, owner, value, found.bounded(until_s))
         before = found.leases.get(owner.name)
@@ -258,6 +255,24 @@ class Control:
             found.cause = CommandCause.HELD
             await self._first_attempt(found, lease)
         return lease
+
+    def check(self, point: str, value: Fraction) -> None:
+        """Whether a number may be written.
+
+        Raises:
+            ControlError: No such point, or not allowed by the profile.
+        """
+        try:
+            encode_writable(self._found(point).writable, value)
+        except ValueError as error:
+            raise ControlError(f"{point}: {error}") from None
+
+    def _found(self, point: str) -> _Point:
+        found = self._points.get(point)
+        if found is None:
+            known = ", ".join(self.points) or "there are none"
+            raise ControlError(f"{point}: no such point with a safe number; {known}")
+        return found
 
     def _check(self, point: _Point, value: Fraction, owner: Owner, until_s: float) -> None:
         if self._closing is not None:

@@ -69,6 +69,8 @@ class AgentPlan:
     """Kind of bus → ``module:function`` that opens its driver."""
     json_logs: bool
     proxies: tuple[ProxyPlan, ...] = ()
+    socket: str | None = None
+    """Path of the UNIX socket for overrides; None: there is none."""
     trust_clock: bool = False
     """The clock counts as synchronised."""
     market: MarketPlan | None = None

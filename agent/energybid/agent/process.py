@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from energybid.agent.control import Control
     from energybid.agent.market.bidder import Bidder
+    from energybid.agent.overrides import Overrides
     from energybid.agent.plan import AgentPlan
     from energybid.agent.recorder import Recorder
     from energybid.agent.sharing import Proxy
@@ -46,6 +47,8 @@ DOUBT_S = 3600.0
 """A journal in which the running agent finds damage is opened and checked anew, and kept if that finds none; found
 damaged again within this time, it is set aside all the same: the check at the opening does not see all of it."""
 
+REQUEST_MAX = 4096
+"""Bytes of a request on the socket for overrides."""
 FLUSH_S = 2.0
 """At a stop, how long the last batch may wait for its receipt (the stop is over within 5 s)."""
 
@@ -71,6 +74,15 @@ def make_control(platform: Platform, recorder: Recorder, pollers: list[BusPoller
     if not any(getattr(meter.plan.map, "writables", ()) for poller in pollers for meter in poller.meters):
         return None
     made: Control = importlib.import_module("energybid.agent.control").Control(platform, recorder, pollers)
+    return made
+
+
+def make_overrides(platform: Platform, recorder: Recorder, control: Control | None) -> Overrides | None:
+    """What people on site want, where there is anything to control."""
+    if control is None:
+        return None
+    overrides = importlib.import_module("energybid.agent.overrides")
+    made: Overrides = overrides.Overrides(platform, control, recorder.journal)
     return made
 
 
@@ -103,6 +115,7 @@ class Agent:
         self._proxies = make_proxies(platform, plan, self._pollers)
         self.control = make_control(platform, recorder, self._pollers)
         """None where nothing can be written."""
+        self.overrides = make_overrides(platform, recorder, self.control)
         self._memory = Memory(platform, recorder.journal, self._pollers)
         self._uploader: Uploader | None = None
         if plan.uplink:
@@ -162,6 +175,9 @@ class Agent:
         polls += [tasks.create_task(proxy.run()) for proxy in self._proxies]
         if self.control:
             polls.append(tasks.create_task(self.control.run()))
+        if self.overrides:
+            polls.append(tasks.create_task(self.overrides.run()))
+            polls.append(tasks.create_task(self._serve_overrides(self.overrides)))
         if self._uploader:
             others.append(tasks.create_task(self._uploader.run()))
         if self.bidder:
@@ -185,7 +201,20 @@ class Agent:
         self.lost = None
         if self.control:
             await self.control.recall()
+            if self.overrides:
+                await self.overrides.recall()
             await self.control.make_safe()
+
+    async def _serve_overrides(self, overrides: Overrides) -> None:
+        """Answer ``energybid override``; where that can not be, metering goes on without."""
+        path = self._plan.socket
+        if path is None:
+            return
+        try:
+            async with system.serve_requests(path, overrides.answer, REQUEST_MAX):
+                await asyncio.Event().wait()
+        except OSError as error:
+            logger.warning("%s: %s: nobody can override what the agent sets", path, error.strerror or error)
 
     async def _flush(self) -> None:
         await self._recorder.commit()

@@ -10,9 +10,10 @@ import pickle
 import queue
 import random
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
@@ -26,6 +27,10 @@ T = TypeVar("T")
 locked = sync.locked
 HELD = "another agent is running on this journal"
 """Said when the journal's lock is held."""
+REQUEST_S = 30.0
+"""A request on the agent's socket is over after this: a device may take its time to answer."""
+SOCKET_PATH_MAX = 107
+"""Bytes of the path of a UNIX socket (unix(7))."""
 
 
 def platform() -> Platform:
@@ -128,6 +133,55 @@ class RealDisk:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextlib.asynccontextmanager
+async def serve_requests(path: str, answer: Callable[[bytes], Awaitable[bytes]], most: int) -> AsyncIterator[None]:
+    """Answer requests on a UNIX socket that this process's user and group may use: a line each way.
+
+    Args:
+        path: Of the socket; one that an earlier run has left is replaced.
+        answer: Request → answer, both with their line's end.
+        most: Bytes of a request.
+
+    Raises:
+        OSError: There can be no socket there.
+    """
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, ValueError, TimeoutError):
+            async with asyncio.timeout(REQUEST_S):
+                writer.write(await answer(await reader.readline()))
+                await writer.drain()
+        writer.close()
+
+    _remove_socket(path)
+    server = await asyncio.start_unix_server(serve, path, limit=most)
+    os.chmod(path, 0o660)  # noqa: PTH101  no wait: it is on a RAM disk
+    try:
+        yield
+    finally:
+        server.close()
+        _remove_socket(path)
+
+
+def _remove_socket(path: str) -> None:
+    if Path(path).is_socket():
+        Path(path).unlink()
+
+
+def request(path: str, line: bytes) -> bytes:
+    """Ask the running agent on its socket; gives the line that it answers.
+
+    Raises:
+        OSError: Nobody answers there.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(REQUEST_S)
+        connection.connect(path)
+        connection.sendall(line)
+        with connection.makefile("rb") as answers:
+            return answers.readline()
 
 
 def execute_plan(plan: AgentPlan) -> NoReturn:
