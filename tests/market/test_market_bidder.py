@@ -22,7 +22,6 @@ from bidding_site import (
     play,
     second,
 )
-from energybid.agent.budget import Stage
 from energybid.agent.market.bidder import RESTART_S
 from energybid.agent.market.messages import REFUSED_AN_HOUR
 from energybid.agent.market.ports import Followed
@@ -1023,15 +1022,16 @@ def test_an_award_without_a_plan_is_given_up(tmp_path):
 def test_an_award_that_the_full_disk_can_not_log_is_followed_all_the_same(tmp_path, caplog):
     async def scene(site):
         await bidden(site)
-        site.recorder.space.budget.stage = Stage.NOTHING
+        space = site.recorder.space
+        space.usage = space.usage._replace(file=space.room, wal=space.room)
         site.award()
         await asyncio.sleep(1)
         site.publish(TOPICS.award, b"nonsense")
-        await site.until(END + 5)
+        await site.until(END + 5)  # there is room again
         return site
 
     site = play(tmp_path / "j", scene)
     assert site.dispatcher.brief == [AWARDED]
-    assert site.confirmations == []
     assert site.bidder.status()["not_logged"] == 1
+    assert [(entry.kind, entry.missed) for entry in site.entries[2:]] == [(MarketKind.CONFIRMATION, 1)]
     assert "no room for a message" in caplog.text

@@ -97,8 +97,9 @@ class Assets(Protocol):
         """Means over an interval that has just ended; None where the meters did not tell enough."""
 
     def status(self) -> list[dict[str, Any]]:
-        """What the operator is told of each asset: ``name``, ``power_w``, ``command_w``, ``out`` (why it can not be
-        reached, or empty) and what is its own.
+        """What the operator is told of each asset.
+
+        ``name``, ``power_w``, ``command_w``, ``out`` (why it can not be reached, or empty), and what is its own.
         """
 
 
