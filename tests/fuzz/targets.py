@@ -53,7 +53,7 @@ from energybid.simulator.household import Household
 from energybid.simulator.meters import Meter
 from energybid.simulator.recorded import Recorded
 from energybid.simulator.world.scenario import Scenario
-from energybid.sync import batch, columns, logged, market, topics
+from energybid.sync import batch, bundle, columns, logged, market, recompute, topics
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -370,6 +370,20 @@ def proof(data: bytes) -> None:
             disclosure.verify_continuation(read, _key_for)
 
 
+def settlement(data: bytes) -> None:
+    """An evidence bundle, or the inputs in it; whoever signed it."""
+    with suppress(EvidenceError):
+        assert bundle.parse_bundle(data).encode() == data
+        recompute.rehearse(data)
+    with suppress(EvidenceError):
+        assert bundle.parse_inputs(data).encode() == data
+
+
+def _settlement_seeds() -> tuple[bytes, ...]:
+    data = bytes.fromhex(json.loads((GOLDEN / "settlement.json").read_text())["bundle"])
+    return data, bundle.parse_bundle(data).inputs
+
+
 def _unhex(text: str) -> bytes:
     return bytes.fromhex(text[2:-1])
 
@@ -566,6 +580,7 @@ TARGETS: dict[str, Target] = {
     "cose": Target(cose_message, _golden("receipt-*.json", "message") + _golden("checkpoint-*.json", "message")),
     "receipt": Target(payloads, _golden("receipt-*.json", "payload") + _golden("checkpoint-*.json", "payload")),
     "proof": Target(proof, _golden("proof-*.json", "file")),
+    "settlement": Target(settlement, _settlement_seeds()),
     "columns": Target(columns_bytes, _golden("batch-*.json", "columns")),
     "deflate": Target(deflate, tuple(bytes((m,)) + d for m, d in (columns.pack(bytes(500)), columns.pack(READ)))),
     "batch": Target(frame, _frame_seeds()),

@@ -272,9 +272,8 @@ def _proven(bundle: Bundle, key_for: KeyFor | None) -> tuple[Proven, baseline_ru
     entries = _by_epoch(bundle.logs, checkpoints)
     loads = register_loads((sorted(each.items()) for each in entries.values()), inputs, wanted)
     logged = _logged(bundle, entries, checkpoints, receipts)
-    return Proven(
-        made, offered, awarded, done, stated, inputs, checkpoints, receipts, signers, loads, logged
-    ), programme
+    said = made, offered, awarded, done, stated, inputs
+    return Proven(*said, checkpoints, receipts, signers, loads, logged), programme
 
 
 def _by_epoch(logs: Sequence[LogPart], checkpoints: Sequence[Checkpoint]) -> dict[bytes, dict[int, Entry]]:
