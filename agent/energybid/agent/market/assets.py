@@ -43,6 +43,10 @@ BASE_S = (300.0, 60.0, 15.0)
 """The base load is a mean over the longest of these for which there are values."""
 AT_LIMIT_W = 50.0
 """A roof that gives so much less than its limit is not held by it."""
+FULL, FULL_S = 0.25, 180.0
+"""A car that takes less than this share of its least power for so long, though it may have more, is full."""
+START_MS = 120_000
+"""A machine runs at the latest after this."""
 AHEAD_MS = HOUR_MS
 """States are carried forward by what an asset does now for so long at most."""
 OFFERED_MAX = 64
@@ -76,14 +80,18 @@ class Unit:
     """What it was last told."""
     told_until_s: float = 0.0
     """Loop time until which that holds."""
+    told_at_s: float = 0.0
+    """Loop time at which it was told something else than before."""
     parts: int = 0
     """Of a curtailable load: how many are off."""
     stay: Stay | None = None
     started_ms: int | None = None
     model: plans.ThermalModelPlan | None = None
     learner: Learner | None = None
-    available_w: float = 0.0
-    """What a roof gave last when it was not limited."""
+    most_w: float = 0.0
+    """What a roof gave last when it was not limited; what a load takes with nothing off."""
+    idle_s: float | None = None
+    """Loop time since which a car takes nothing though it may."""
     trouble: tuple[str, float] = ("", 0.0)
     """Why it can not be moved, and until when (loop time) it is left out for that."""
     offered: dict[int, float] = field(default_factory=dict)
@@ -187,7 +195,11 @@ class Assets:
         above = self._control.held_above(plan.control.point, Rank.MARKET)
         if above is not None:
             raise OutError(f"{above.name} holds it")
-        asset = bidding_asset(plan, self.state(unit, at_ms), at_ms, step_h, self.zone)
+        state = self.state(unit, at_ms)
+        unit.offered[at_ms] = state.value
+        while len(unit.offered) > OFFERED_MAX:
+            del unit.offered[min(unit.offered)]
+        asset = bidding_asset(plan, state, at_ms, step_h, self.zone)
         if asset is None:
             raise OutError(_NOTHING.get(type(plan), "there is nothing to do"))
         return asset
@@ -214,15 +226,12 @@ class Assets:
                 ready = None if plan.state is None else self._known(plan.state) in plan.ready_values
                 return State(ready=ready, started_ms=unit.started_ms)
             case plans.CurtailablePlan() as plan:
-                parts = 0 if self.command_w(unit) is None else unit.parts
-                shed_w = sum(shed.power_w for shed in plan.sheds[:parts])
-                value = self._known(plan.power) + shed_w if plan.power else float(plan.load_w)
+                if plan.power:
+                    self._known(plan.power)
+                return State(unit.most_w if plan.power else float(plan.load_w))
             case plans.PvPlan() as plan:
-                value = self._known(plan.available) if plan.available else unit.available_w
-        unit.offered[at_ms] = value
-        while len(unit.offered) > OFFERED_MAX:
-            del unit.offered[min(unit.offered)]
-        return State(value)
+                self._known(plan.power)
+                return State(self._known(plan.available) if plan.available else unit.most_w)
 
     def _known(self, sensor: plans.Sensor | None) -> float:
         number = self.live.number(sensor)
@@ -264,6 +273,8 @@ class Assets:
             parts: Of a curtailable load: how many are off.
         """
         unit = self.units[name]
+        if power_w != unit.told_w:
+            unit.told_at_s = self._loop.time()
         unit.told_w, unit.told_until_s, unit.parts = power_w, until_s, parts
         if isinstance(unit.plan, plans.DeferrablePlan) and power_w and not self.runs(unit):
             unit.started_ms = self.now_ms()
@@ -271,12 +282,6 @@ class Assets:
     def failed(self, name: str, why: str, for_s: float) -> None:
         """An asset could not be moved: it is left out for a time."""
         self.units[name].trouble = why, self._loop.time() + for_s
-
-    def full(self, name: str) -> None:
-        """A car takes nothing though it may."""
-        stay = self.units[name].stay
-        if stay:
-            stay.full = True
 
     def runs(self, unit: Unit) -> bool:
         """Whether a run has begun and is not over."""
@@ -310,7 +315,29 @@ class Assets:
             case plans.PvPlan() if value is not None:
                 command_w = self.command_w(unit)
                 if command_w is None or value.number > command_w + AT_LIMIT_W:  # it gives all that it can
-                    unit.available_w = max(0.0, -value.number)
+                    unit.most_w = max(0.0, -value.number)
+            case plans.CurtailablePlan() if value is not None:
+                self._look_at_load(unit, plan, value.number)
+
+    def _look_at_load(self, unit: Unit, plan: plans.CurtailablePlan, power_w: float) -> None:
+        now_s, is_told = self._loop.time(), self.command_w(unit) is not None
+        if now_s - (unit.told_at_s if is_told else unit.told_until_s) > plan.settle_s:  # what is off is off
+            shed_w = sum(shed.power_w for shed in plan.sheds[: unit.parts]) if is_told else 0.0
+            unit.most_w = power_w + shed_w
+
+    def _look_whether_full(self, unit: Unit, plan: plans.EvPlan, stay: Stay) -> None:
+        """A car that takes nothing for minutes though it may is full, until it takes something."""
+        power_w, command_w = self.power_w(unit), self.command_w(unit)
+        if plan.power is None or power_w is None:
+            return
+        if power_w >= FULL * plan.least_w:
+            stay.full = False
+        if command_w is None or command_w < plan.least_w or power_w >= FULL * plan.least_w:
+            unit.idle_s = None
+        elif unit.idle_s is None:
+            unit.idle_s = self._loop.time()
+        elif self._loop.time() - unit.idle_s > FULL_S:
+            stay.full = True
 
     def _look_at_car(self, unit: Unit, plan: plans.EvPlan, added_wh: float) -> None:
         begun_ms = self._stay_began(unit, plan)
@@ -323,6 +350,7 @@ class Assets:
                 unit.stay = Stay(begun_ms, base_wh)
         else:
             unit.stay.added_wh += max(0.0, added_wh)
+            self._look_whether_full(unit, plan, unit.stay)
 
     def _stay_began(self, unit: Unit, plan: plans.EvPlan) -> int | None:
         """When the stay that is now began; None: there is none."""
@@ -341,11 +369,11 @@ class Assets:
         number = self.live.number(plan.state)
         if number is None:
             return
-        runs = number in plan.running_values
-        if runs and not self.runs(unit):
-            unit.started_ms = self.now_ms()  # a person began it
-        elif not runs and number not in plan.ready_values:
-            unit.started_ms = None  # done
+        if number in plan.running_values:
+            unit.started_ms = unit.started_ms or self.now_ms()  # a person may have begun it
+        elif unit.started_ms is not None:
+            waits = number in plan.ready_values and self.now_ms() - unit.started_ms < START_MS
+            unit.started_ms = unit.started_ms if waits else None  # it is over
 
     def _look_at_warmth(self, unit: Unit, plan: plans.ThermalPlan, learner: Learner) -> None:
         now_ms, now_s = self.now_ms(), self._loop.time()

@@ -51,6 +51,8 @@ class AssetModel(Settings):
     """What `power` counts as positive: what the asset takes, or what it gives."""
     ramp: Power | None = Field(None, ge=1)
     """Fastest change that is commanded, per minute; as fast as the device where it is not given."""
+    settle: Duration = Field(5.0, ge=0, le=3600)
+    """How long the device takes to do what it is told; a compressor takes minutes. Later it counts as disobedient."""
     enable: list[EnableModel] = Field(default_factory=list, max_length=4)
 
 

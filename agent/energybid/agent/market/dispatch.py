@@ -38,12 +38,13 @@ logger = logging.getLogger("energybid.agent")
 
 OWNER = "dispatch"
 TICK_MIN_S, TICK_MAX_S = 1.0, 10.0
-"""Between two looks: a sixtieth of the interval, within these. A number that is written is an entry of the log."""
+"""Between two looks: a sixtieth of the interval, within these. Each number that is written is an entry of the log, and
+a commit: faster costs the card."""
 LEASE_S = 30.0
 """A lease is renewed at every look; an agent that hangs lets go after this."""
 HANDOVER_S = 2.0
 """Leases outlast the interval by this, so that the next one takes over without a safe number in between."""
-HORIZON_S = 10.0
+HORIZON_S = 5.0
 """What is missing in energy is made good within the rest of the interval, or this where less is left."""
 BASES = 3
 """The base load is the median of so many looks: one at which meters were read while an asset moved does not count."""

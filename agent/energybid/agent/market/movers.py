@@ -22,12 +22,8 @@ logger = logging.getLogger("energybid.agent")
 
 BAND_W, BAND = 10.0, 0.005
 """Corrections below this are not made; the second as a share of the asset's range."""
-SETTLE_S, SETTLE_POLLS = 15.0, 3
-"""An asset obeys at the latest after this, or so many polls of its meter."""
 DISOBEYS_W, DISOBEYS = 100.0, 0.1
 """Further away from what it was told it does not obey; the second as a share of that."""
-FULL = 0.25
-"""A car that takes less than this share of its least power, though it may have more, is full."""
 TAPER_S = 10.0
 """A battery is led to its ends so that it does not pass them within this time, or two looks."""
 
@@ -132,7 +128,7 @@ class Mover:
 
     def _look_whether_it_obeys(self, now_s: float, measured_w: float | None) -> None:
         told_w = self._told_w
-        settle_s = max(SETTLE_S, self.plan.power.stale_s if self.plan.power else 0.0)
+        settle_s = self.plan.settle_s + (self.plan.power.stale_s if self.plan.power else 0.0)
         self._is_settled = self.told is not None and now_s - self._told_at_s > settle_s
         if self.plan.power is None or measured_w is None or told_w is None:
             self.disobeys = False
@@ -143,8 +139,6 @@ class Mover:
             self.disobeys = False
         elif self._is_settled:  # and stays so while it is told something else, until it does what it is told
             self.disobeys = True
-        if self.disobeys and isinstance(self.plan, plans.EvPlan) and measured_w < FULL * self.plan.least_w <= told_w:
-            self._assets.full(self.name)
 
     @property
     def is_lost(self) -> bool:

@@ -57,6 +57,8 @@ class AssetPlan:
     """What it takes; None where nobody measures it."""
     ramp_w_per_s: float = 0.0
     """Fastest change that is commanded; 0: as fast as the device."""
+    settle_s: float = 5.0
+    """The device has done what it was told after this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -237,6 +237,7 @@ class _Wiring:
             "name": asset.name,
             "power": self.optional(f"{key}.power", asset.power, ("W",), asset.power_counts),
             "ramp_w_per_s": (asset.ramp or 0) / 60,
+            "settle_s": asset.settle,
         }
 
     def battery(self, key: str, asset: config.BatteryModel) -> plan.BatteryPlan | None:
