@@ -1,6 +1,7 @@
 """bus.toml: the model of the file that ``energybid simulate bus`` reads. Imported by commands only."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -21,9 +22,10 @@ SERIAL_ONLY, TCP_ONLY = ("crc_error",), ("wrong_transaction", "overtaken")
 
 
 def duration(text: str) -> float:
-    """A duration on the command line, such as 30s, in seconds; a type for argparse."""
+    """A duration on the command line, such as 30s or 3m, in seconds; a type for argparse."""
+    minutes = re.sub(r"(\d) *m$", r"\1 min", text)
     try:
-        return _DURATION.validate_python(text)
+        return _DURATION.validate_python(minutes)
     except ValidationError as error:
         raise argparse.ArgumentTypeError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 

@@ -1,163 +1,118 @@
 """The demo's cast: a scratch folder with keys and configuration, and the product's own processes running on it.
 
-Here live the files' contents and the order of start and stop; what is shown of it lives in ``view.py``.
+Here lives the order of start and stop, and what became of everything. The files' contents are in ``showcase_files``,
+the market's counts in ``showcase_tally``; what is shown of it lives in ``view.py``.
 """
 
 import asyncio
 import json
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+from energybid.agent.commands.keys import write_pair
+from energybid.core.cose import PrivateKey
 from energybid.core.errors import EnergybidError
-from energybid.simulator.compare import compare
-from energybid.simulator.system import Child
+from energybid.simulator.compare import Comparison, compare
+from energybid.simulator.meters import device_profiles
+from energybid.simulator.showcase_files import GATEWAYS, bus_file, gateway_file, headend_file, market_file
+from energybid.simulator.showcase_tally import Tally
+from energybid.simulator.system import Child, entropy, now_ms
 
 CLI = "energybid.agent.cli"
 READY_S = 30.0
 """How long a part may take until it is ready; a Raspberry Pi needs some seconds."""
 LOOK_S = 0.05
 STOP_S = 10.0
-TENANT, GATEWAY = "demo", "gateway-1"
-
-BUS = """\
-# Meters that replay a recorded household, an hour a minute.
-seed = 7
-speed = 60
-
-[[bus]]
-name = "main-panel"
-kind = "modbus-tcp"
-meter = [
-  { name = "house", unit = 1, profile = "eastron-sdm630", begin = "6 h" },
-  { name = "roof", unit = 2, profile = "abb-b23", pv_peak_w = 6000, begin = "10 h" },
-  { name = "workshop", unit = 3, profile = "schneider-iem3155", load = 3.0, begin = "17 h" },
-]
-
-[[bus]]
-name = "basement"
-kind = "modbus-rtu"
-device = "basement.tty"
-baudrate = 19200
-meter = [
-  { name = "heat-pump", unit = 11, profile = "carlo-gavazzi-em340", reply_delay = "20 ms", begin = "7 h" },
-  { name = "flat-2", unit = 12, profile = "eastron-sdm630", reply_delay = "20 ms", begin = "18 h" },
-]
-faults = { crc_error = 0.02 } # noise on the line: the agent asks again
-"""
-
-METER = """
-[[bus.meter]]
-name = "{name}"
-profile = "{profile}"
-unit = {unit}
-interval = "1 s"
-"""
-
-GATEWAY_FILE = """\
-[gateway]
-tenant = "{tenant}"
-id = "{gateway}"
-
-[keys]
-log = "keys/log.pem"
-headend = "keys/headend.pub.pem"
-
-[journal]
-path = "journal.db"
-commit_interval = "1 s"
-
-[uplink]
-url = "mqtt://127.0.0.1:{broker}"
-mqtt = "3.1.1"
-
-[status]
-path = "status.json"
-interval = "500 ms"
-
-[[bus]]
-name = "main-panel"
-kind = "modbus-tcp"
-host = "127.0.0.1"
-port = {port}
-{panel}
-[[bus]]
-name = "basement"
-kind = "modbus-rtu"
-device = "basement.tty"
-baudrate = 19200
-{basement}"""
-
-HEADEND_FILE = """\
-[headend]
-database = "headend.db"
-key = "keys/headend.pem"
-
-[uplink]
-url = "mqtt://127.0.0.1:{broker}"
-mqtt = "3.1.1"
-
-[[gateway]]
-tenant = "{tenant}"
-id = "{gateway}"
-keys = ["keys/log.pub.pem"]
-"""
-
-PANEL = (("house", "eastron-sdm630", 1), ("roof", "abb-b23", 2), ("workshop", "schneider-iem3155", 3))
-BASEMENT = (("heat-pump", "carlo-gavazzi-em340", 11), ("flat-2", "eastron-sdm630", 12))
-
-
-def gateway_file(broker_port: int, bus_port: int) -> str:
-    """gateway.toml of the demo."""
-    panel, basement = (
-        "".join(METER.format(name=name, profile=profile, unit=unit) for name, profile, unit in meters)
-        for meters in (PANEL, BASEMENT)
-    )
-    return GATEWAY_FILE.format(
-        tenant=TENANT, gateway=GATEWAY, broker=broker_port, port=bus_port, panel=panel, basement=basement
-    )
+HEADEND_DB = "headend.db"
+AT_ONCE = 4
+"""Bundles that are verified at the same time."""
+MINUTE_MS = 60_000
+READINGS_MS, SETTLED_S = 3_000, 15.0
+"""So long after a delivery its readings are there; how long its settlement may take once they are."""
 
 
 class Showcase:
     """All processes of the demo."""
 
-    def __init__(self, folder: Path) -> None:
-        """Use an empty folder."""
+    def __init__(self, folder: Path, *, market: bool = True) -> None:
+        """Use an empty folder.
+
+        Args:
+            folder: Where everything is.
+            market: Three gateways bid; else one reads meters.
+        """
         self.folder = folder
+        self.tally = Tally()
+        self._market = market
+        self._numbers = range(1, len(GATEWAYS) + 1 if market else 2)
         self._children: dict[str, Child] = {}
+        self._listening: asyncio.Task[None] | None = None
+
+    @property
+    def shown_market(self) -> Tally | None:
+        """The market's counts, where there is one."""
+        return self.tally if self._market else None
 
     @classmethod
-    async def start(cls, folder: Path, stack: AsyncExitStack) -> Self:
+    async def start(cls, folder: Path, stack: AsyncExitStack, *, market: bool = True) -> "Showcase":
         """Make keys and files, start everything; ``stack`` stops what is still running.
 
         Raises:
             EnergybidError: A part did not start; its last words are in the message.
         """
-        self = cls(folder)
+        self = cls(folder, market=market)
         stack.push_async_callback(self._stop_all)
-        (folder / "bus.toml").write_text(BUS, encoding="utf-8")
-        await asyncio.gather(
-            *(self._run("keys", CLI, "keys", "new", f"keys/{name}.pem") for name in ("log", "headend"))
-        )
+        self._make_keys()
+        self._write("bus.toml", bus_file(market=market))
         broker, buses = await asyncio.gather(
             self._start_ready("broker", "energybid.simulator.broker"),
             self._start_ready("meters", CLI, "simulate", "bus", "-c", "bus.toml", "--json"),
         )
-        port = int(broker["port"])
-        headend = HEADEND_FILE.format(tenant=TENANT, gateway=GATEWAY, broker=port)
-        (folder / "headend.toml").write_text(headend, encoding="utf-8")
-        (folder / "gateway.toml").write_text(gateway_file(port, buses["buses"][0]["port"]), encoding="utf-8")
+        port, ports = int(broker["port"]), {bus["name"]: bus["port"] for bus in buses["buses"] if "port" in bus}
+        minute = now_ms() // MINUTE_MS % 1440
+        self._write("headend.toml", headend_file(port, len(self._numbers)))
+        for number in self._numbers:
+            self._folder(number).mkdir()
+            text = gateway_file(str(folder), number, port, ports, minute if market else None)
+            (self._folder(number) / "gateway.toml").write_text(text, encoding="utf-8")
         await self._start("headend", CLI, "headend", "run", "-c", "headend.toml")
-        await self._start("agent", CLI, "run", "-c", "gateway.toml")
+        if market:
+            self._write("market.toml", market_file(port, minute))
+            child = await self._start("market", CLI, "simulate", "market", "-c", "market.toml", "--json")
+            self._listening = asyncio.ensure_future(self._listen(child))
+        for number in self._numbers:
+            await self._start(f"agent-{number}", CLI, "run", "-c", f"{GATEWAYS[number - 1]}/gateway.toml")
         await self._running()
         return self
 
+    def _make_keys(self) -> None:
+        names = ["headend", *(f"log-{number}" for number in self._numbers)]
+        if self._market:
+            names += ["market", *(f"bids-{number}" for number in self._numbers)]
+            (self.folder / "profiles").mkdir()
+            for name, data in device_profiles():
+                (self.folder / "profiles" / name).write_bytes(data)
+        for name in names:
+            write_pair(self.folder / "keys" / f"{name}.pem", PrivateKey.from_entropy(entropy(48)))
+
+    def _folder(self, number: int) -> Path:
+        return self.folder / GATEWAYS[number - 1]
+
+    def _write(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text, encoding="utf-8")
+
+    async def _listen(self, market: Child) -> None:
+        """Count what the market says, until it ends."""
+        async for line in market.lines():
+            self.tally.take(json.loads(line))
+
     async def _running(self) -> None:
-        """Returns when the agent runs: it has written its status."""
+        """Returns when the agents run: they have written their status."""
         ended = asyncio.ensure_future(self.ended())
         try:
             async with asyncio.timeout(READY_S):
-                while self.status() is None and not ended.done():  # noqa: ASYNC110  it is another process's file
+                while len(self.statuses()) < len(self._numbers) and not ended.done():  # noqa: ASYNC110  others' files
                     await asyncio.sleep(LOOK_S)
         except TimeoutError:
             raise EnergybidError("the demo's agent writes no status") from None
@@ -200,28 +155,43 @@ class Showcase:
         child = waits[next(iter(done))]
         raise EnergybidError(f"the demo's {child.name} ended: {child.last_words()}")
 
-    def status(self) -> dict[str, Any] | None:
-        """The agent's status file; None before there is one."""
-        try:
-            status: dict[str, Any] = json.loads((self.folder / "status.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        return status
+    def statuses(self) -> list[dict[str, Any]]:
+        """The agents' status files, as far as there are any."""
+        found = []
+        for number in self._numbers:
+            try:
+                found.append(json.loads((self._folder(number) / "status.json").read_text(encoding="utf-8")))
+            except FileNotFoundError:
+                continue
+        return found
 
     async def finish(self) -> dict[str, Any]:
-        """Stop the agent, then the rest; returns what the simulator counted for each bus.
+        """Stop the agents, then the rest; returns what the simulator counted for each bus.
 
         Raises:
-            EnergybidError: The agent did not stop well.
+            EnergybidError: An agent did not stop well.
         """
-        agent, meters = self._children["agent"], self._children["meters"]
-        code = await agent.stop(STOP_S)
-        if code:
-            raise EnergybidError(f"the demo's agent ended with exit code {code}: {agent.last_words()}")
-        await asyncio.gather(meters.stop(STOP_S), self._children["headend"].stop(STOP_S))
+        agents = [self._children[f"agent-{number}"] for number in self._numbers]
+        for code, agent in zip(await asyncio.gather(*(agent.stop(STOP_S) for agent in agents)), agents, strict=True):
+            if code:
+                raise EnergybidError(f"the demo's {agent.name} ended with exit code {code}: {agent.last_words()}")
+        await self._settled()
+        meters = self._children["meters"]
+        names = ["meters", "headend", *(["market"] if self._market else [])]
+        await asyncio.gather(*(self._children[name].stop(STOP_S) for name in names))
+        if self._listening is not None:
+            await self._listening
         facts = json.loads((await meters.rest()).splitlines()[-1])
         await self._stop_all()
         return {bus.pop("name"): bus for bus in facts["buses"]}
+
+    async def _settled(self) -> None:
+        """Returns when every round is settled whose delivery was over before the agents ended, or it takes too long."""
+        over_ms = now_ms() - READINGS_MS
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLED_S):
+                while self.tally.is_open(over_ms):  # noqa: ASYNC110  another process settles
+                    await asyncio.sleep(LOOK_S)
 
     async def _stop_all(self) -> None:
         await asyncio.gather(*(child.stop(STOP_S) for child in self._children.values()))
@@ -229,36 +199,42 @@ class Showcase:
     # ------------------------------------------------------------ afterwards
 
     async def result(self) -> dict[str, Any]:
-        """What became of every reading; after ``finish``.
+        """What became of every reading and of every round; after ``finish``.
 
         Raises:
-            EnergybidError: The agent left no status.
+            EnergybidError: An agent left no status.
         """
-        keys = [f"--key=keys/{name}.pub.pem" for name in ("log", "headend")]
-        journal, headend = await asyncio.gather(self._verify("journal.db", *keys), self._verify("headend.db", *keys))
-        status = self.status()
-        if status is None:
+        statuses = self.statuses()
+        if len(statuses) < len(self._numbers):
             raise EnergybidError("the demo's agent left no status")
-        compared = compare(self.folder / "journal.db", self.folder / "headend.db")
-        uplink, read = status["uplink"], int(status["readings"])
-        wire = int(uplink["sent_bytes"]) + int(uplink["received_bytes"])
-        faults = [*journal["faults"], *headend["faults"]]
-        return {
-            "read": read,
-            "logged": compared.readings,
-            "acknowledged": compared.acknowledged,
-            "lost": max(0, read - compared.readings) + compared.missing,
-            "duplicated": compared.duplicated,
-            "verified": bool(
-                journal["verified"] and headend["verified"] and not compared.foreign and not headend["conflicts"]
-            ),
-            "values": status["values"],
-            "entries": {"logged": compared.entries, "stored": compared.stored},
-            "mqtt_bytes": wire,
-            "mqtt_bytes_per_value": round(wire / status["values"], 2) if status["values"] else None,
-            "receipt": status["receipt"],
-            "faults": faults,
-        }
+        keys = [f"--key=keys/log-{number}.pub.pem" for number in self._numbers]
+        databases = [*(f"{GATEWAYS[number - 1]}/journal.db" for number in self._numbers), HEADEND_DB]
+        reports = await asyncio.gather(*(self._verify(name, "--key=keys/headend.pub.pem", *keys) for name in databases))
+        compared = [compare(self._folder(n) / "journal.db", self.folder / HEADEND_DB) for n in self._numbers]
+        result = _counted(statuses, compared)
+        result["faults"] = [fault for report in reports for fault in report["faults"]]
+        sound = all(report["verified"] for report in reports) and not reports[-1]["conflicts"]
+        result["verified"] = sound and not any(each.foreign for each in compared)
+        if self._market:
+            result["market"] = await self._market_result()
+            result["verified"] &= result["market"]["bundles"] == result["market"]["bundles_verified"]
+        return result
+
+    async def _market_result(self) -> dict[str, Any]:
+        """The market's counts, with every bundle verified from its bytes and the public keys alone."""
+        bundles = sorted(path.name for path in (self.folder / "bundles").glob("*.bundle"))
+        roles = [("market", "market"), ("headend", "headend")]
+        roles += [(role, f"{name}-{n}") for n in self._numbers for role, name in (("gateway", "bids"), ("log", "log"))]
+        keys = [f"--key={role}=keys/{name}.pub.pem" for role, name in roles]
+        free = asyncio.Semaphore(AT_ONCE)
+
+        async def verify(name: str) -> bool:
+            async with free:
+                out = await self._run("settle", CLI, "settle", "verify", f"bundles/{name}", "--json", *keys)
+            return bool(out) and bool(json.loads(out)["verified"])
+
+        verified = await asyncio.gather(*map(verify, bundles))
+        return self.tally.result(len(bundles), sum(verified))
 
     async def _verify(self, database: str, *options: str) -> dict[str, Any]:
         report = await self._run("verify", CLI, "verify", database, "--json", *options)
@@ -266,3 +242,22 @@ class Showcase:
             return {"verified": False, "faults": [f"{database} could not be verified"], "conflicts": 0}
         facts: dict[str, Any] = json.loads(report)
         return facts
+
+
+def _counted(statuses: list[dict[str, Any]], compared: list[Comparison]) -> dict[str, Any]:
+    """The readings of all gateways."""
+    read, values = (sum(int(status[key]) for status in statuses) for key in ("readings", "values"))
+    wire = sum(int(status["uplink"][key]) for status in statuses for key in ("sent_bytes", "received_bytes"))
+    pairs = zip(statuses, compared, strict=True)
+    return {
+        "read": read,
+        "logged": sum(each.readings for each in compared),
+        "acknowledged": sum(each.acknowledged for each in compared),
+        "lost": sum(max(0, int(status["readings"]) - each.readings) + each.missing for status, each in pairs),
+        "duplicated": sum(each.duplicated for each in compared),
+        "values": values,
+        "entries": {"logged": sum(e.entries for e in compared), "stored": sum(e.stored for e in compared)},
+        "mqtt_bytes": wire,
+        "mqtt_bytes_per_value": round(wire / values, 2) if values else None,
+        "receipts": [status["receipt"] for status in statuses],
+    }

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
+import secrets
 import shutil
 import signal
 import ssl
@@ -13,7 +14,7 @@ import tempfile
 import termios
 import time
 import tty
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -184,6 +185,12 @@ class Child:
                 return (await self._process.stdout.readline()).decode()
         return ""
 
+    async def lines(self) -> AsyncIterator[str]:
+        """The lines of its standard output, until it ends."""
+        assert self._process.stdout  # noqa: S101  it was started with a pipe
+        while line := await self._process.stdout.readline():
+            yield line.decode()
+
     async def rest(self) -> str:
         """What is left of its standard output, until it ends."""
         assert self._process.stdout  # noqa: S101  it was started with a pipe
@@ -211,6 +218,9 @@ class Child:
     def last_words(self, lines: int = 5) -> str:
         """The end of its log."""
         return "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+entropy = secrets.token_bytes
 
 
 def now_ms() -> int:

@@ -1,5 +1,6 @@
 """market.toml: its model, and the checked plan that the process runs. Imported by commands only."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from datetime import date
@@ -8,7 +9,7 @@ from math import gcd
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from energybid.bidding import baseline_rules
 from energybid.bidding.curve import STEPS_MAX, TICKS_MAX
@@ -28,8 +29,20 @@ GATEWAYS_MAX = 100_000
 QUARTER_MS = 900_000
 Name = Annotated[str, AfterValidator(checked)]
 PathText = Annotated[str, Field(min_length=1, max_length=4096)]
-Money = Annotated[Decimal, Field(ge=-10_000_000, le=10_000_000, decimal_places=DECIMALS_MAX)]
-"""Per MWh, in quotes, such as "-500.00"."""
+
+
+def _decimal(value: object) -> object:
+    """Exact, so never of a float."""
+    if isinstance(value, str) and (match := _DECIMAL.fullmatch(value)):
+        return Decimal(match[0])
+    if isinstance(value, int | Decimal) and not isinstance(value, bool):
+        return Decimal(value)
+    raise ValueError('write money per MWh in quotes, such as "-500.00"')
+
+
+_DECIMAL = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,9})?")
+Money = Annotated[Decimal, BeforeValidator(_decimal), Field(ge=-10_000_000, le=10_000_000)]
+"""Per MWh."""
 
 
 def _market(name: str) -> str:

@@ -299,7 +299,8 @@ class Operator:
         self._store.add_awards(row.number, awards)
         done = all(settled for _, _, settled in awards)
         self._store.clear_round(row.number, found.outcome.value, found.ticks, len(found.declined), done=done)
-        return Event("cleared", self._cleared(row.number, found, bids, awards))
+        facts = {"begins_ms": made.begins_ms, "ends_ms": made.begins_ms + made.duration_ms}
+        return Event("cleared", {**self._cleared(row.number, found, bids, awards), **facts})
 
     def _award(
         self,
