@@ -5,6 +5,7 @@ import subprocess
 import sys
 from datetime import date
 from fractions import Fraction
+from math import ceil, floor
 from pathlib import Path
 
 import apsw
@@ -436,7 +437,7 @@ def test_verify_says_what_agrees(folder, capsys):
         "the site imported 990 Wh less than its baseline of 995 Wh; the market owes the site 0.2475 USD.",
         "agrees   amount: 0.2475 USD stated, 0.2475 USD recomputed",
         "  * bid: entry 4, 2025-12-31T23:51:40.000Z by the gateway's clock; the head-end had it by 2025-12-31T23:53:21",
-        "baseline 995 Wh, imported 5 Wh (at least -25, at most 25), delivered 990 Wh",
+        "baseline 995 Wh, imported 5 Wh (at least -25.0, at most 25.0), delivered 990 Wh",
         "the head-end: key",
         "NOT proven:",
     ):
@@ -479,6 +480,12 @@ def test_money_in_words(amount, says):
     statement = market.told(market.Statement, golden.bundle(stated=(5, 7, amount)).statement)
     words = command.settle_bundle.money_words(statement, golden.ROUND)
     assert words == f"The market states: the site imported 2 Wh more than its baseline of 5 Wh; {says}."
+
+
+def test_bounds_in_words_are_not_narrower_than_they_are():
+    for number, low, high in (("-1379/10", "-137.9", "-137.9"), ("1/3", "0.3", "0.4"), ("-1/3", "-0.4", "-0.3")):
+        assert (command._tenths(number, floor), command._tenths(number, ceil)) == (low, high)
+    assert command._tenths(None, floor) == "?"
 
 
 def test_a_baseline_from_days_is_told():

@@ -5,6 +5,9 @@ import json
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
+from decimal import Decimal
+from fractions import Fraction
+from math import ceil, floor
 from pathlib import Path
 from typing import Any
 
@@ -300,7 +303,7 @@ def _check(each: dict[str, Any]) -> str:
 def _energy_words(report: dict[str, Any]) -> list[str]:
     lines = [
         f"  {each['begins']}  baseline {each['baseline_wh']} Wh, imported {each['actual_wh']} Wh"
-        f" (at least {each['actual_at_least_wh'] or '?'}, at most {each['actual_at_most_wh'] or '?'}),"
+        f" (at least {_tenths(each['actual_at_least_wh'], floor)}, at most {_tenths(each['actual_at_most_wh'], ceil)}),"
         f" delivered {each['delivered_wh']} Wh"
         for each in report.get("intervals", [])
     ]
@@ -311,6 +314,11 @@ def _energy_words(report: dict[str, Any]) -> list[str]:
     if report.get("adjustment"):
         lines.append(_adjustment_words(report["adjustment"]))
     return [*lines, ""] if lines else []
+
+
+def _tenths(number: str | None, rounded: Callable[[Fraction], int]) -> str:
+    """A bound in tenths, not narrower than it is."""
+    return "?" if number is None else str(Decimal(rounded(Fraction(number) * 10)).scaleb(-1))
 
 
 def _adjustment_words(adjustment: dict[str, Any]) -> str:
