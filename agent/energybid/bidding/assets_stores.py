@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from energybid.bidding.assets import MILLION, Now
+from energybid.bidding.assets import MILLION, Asset, Now
 from energybid.bidding.response import Offer, Piece, Segment
-from energybid.bidding.values import OFF, Array, Mode, Reach, reaches, values
+from energybid.bidding.values import OFF, Array, Mode, Reach, even, liked_w, reaches, values
 from energybid.bidding.values_battery import marginal_worths
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Battery:
 
     def grid(self) -> Array:
         """Empty to full."""
-        return np.linspace(0.0, self.capacity_wh, GRID)
+        return even(0.0, self.capacity_wh, GRID)
 
     def drift(self, step: int, step_h: float) -> tuple[float, float]:  # noqa: ARG002 (of the protocol)
         """Keeps what it has."""
@@ -153,7 +153,7 @@ class EvCharger:
 
     def grid(self) -> Array:
         """Empty to full."""
-        return np.linspace(0.0, self.capacity_wh, GRID)
+        return even(0.0, self.capacity_wh, GRID)
 
     def drift(self, step: int, step_h: float) -> tuple[float, float]:  # noqa: ARG002
         """Keeps what it has."""
@@ -245,7 +245,7 @@ class Thermal:
 
     def grid(self) -> Array:
         """The band and some kelvin around it."""
-        return np.linspace(self.low_c - MARGIN_K, self.high_c + MARGIN_K, GRID_K)
+        return even(self.low_c - MARGIN_K, self.high_c + MARGIN_K, GRID_K)
 
     def drift(self, step: int, step_h: float) -> tuple[float, float]:
         """Nears its resting point."""
@@ -292,6 +292,15 @@ def choices(store: StoreAsset, now: Now) -> list[Reach]:
     keep, shift = store.drift(now.step, now.step_h)
     modes = store.modes(now.step, now.step_h)
     return reaches(modes, store.grid(), now.ahead, keep * store.state + shift, now.knots)
+
+
+def liked(asset: Asset, now: Now, price: float) -> int:
+    """The power that is best for an asset alone at one price."""
+    if not isinstance(asset, Battery | EvCharger | Thermal):
+        return max(asset.offer(now), key=lambda piece: piece.gain(price)).best_w(price)
+    keep, shift = asset.drift(now.step, now.step_h)
+    modes = asset.modes(now.step, now.step_h)
+    return liked_w(modes, asset.grid(), now.ahead, keep * asset.state + shift, price, now.step_h)
 
 
 def _offer(found: list[Reach], step_h: float) -> Offer:

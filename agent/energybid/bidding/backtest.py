@@ -1,78 +1,119 @@
-"""What a site would have paid, round by round on prices and loads that were, with the code that bids on a gateway.
+"""What a site would have paid, round by round on prices and loads that were, by the way in which a gateway bids.
 
-The same days are walked three times: with all prices and loads known; with loads known and prices as the price model
-and the day-ahead market tell them; with loads forecast as well. What each step of knowledge is worth is the regret by
-cause. The site is a price taker. Needs numpy (extra ``bidding``). Pure; batteries only so far.
+The same days are walked three times, each with ``planning.Planning``: with all prices and loads known; with loads
+known and prices as the price model and the day-ahead market tell them; with loads forecast as well. What each step of
+knowledge is worth is the regret by cause. A fourth time nobody steers. The site is a price taker: its bid is cleared at
+the price that was, the energy that its meter would have shown is paid at that price. Needs numpy (extra ``bidding``).
+Pure.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from copy import deepcopy
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from energybid.bidding.assets_stores import Battery
-from energybid.bidding.forecast import Forecaster
-from energybid.bidding.forecast_models import Day
-from energybid.bidding.horizon import Outlook
-from energybid.bidding.prices import PriceModel, Shape
-from energybid.bidding.prices_bids import best_at, cases, news_bid
-from energybid.bidding.prices_trading import PUBLISHED_H, Market, expected
-from energybid.bidding.site import Site
+from energybid.bidding.assets import MILLION
+from energybid.bidding.planning import Planning, Slot
+from energybid.bidding.planning_load import SLOTS, Expected, LoadBook
+from energybid.bidding.planning_prices import DAY_MS, HORIZON_MS, STAGES_MAX, PriceBook, PriceCurve, View
+from energybid.bidding.prices_trading import PUBLISHED_H
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from energybid.bidding.prices import Array, Place
-    from energybid.bidding.response import Response
+    from energybid.bidding.assets import Asset
+    from energybid.bidding.curve import Curve
+    from energybid.bidding.prices import Array
+    from energybid.bidding.prices_trading import Market
 
 TICK = 0.01
-SHAPE = Shape(bins=12, slow_bins=4)
-"""Coarser than the default: the value functions of all steps of half a day are held at once."""
-MILLION = 1e6
-WEEK = 7
+TICKS_MAX = 10**9
+LOAD_DAYS = 56
+"""Of load before the first day that are learned."""
+
+
+class Device(Protocol):
+    """One of a site's devices as the days go by; changed by ``move`` alone."""
+
+    def asset(self, step: int) -> Asset | None:
+        """What it is before a step (of the market's prices); None: nothing can be done with it, it takes nothing."""
+
+    def move(self, step: int, power_w: int) -> float:
+        """A step is over in which it had this power, W of import.
+
+        Returns:
+            What that costs beside the energy, money.
+        """
+
+    def plain_w(self, step: int) -> int:
+        """What it would take if nobody steered it."""
+
+    def left(self, price: float) -> float:
+        """What is in it now is worth at a price (money per MWh), money."""
+
+    def stored_wh(self) -> float:
+        """Energy in it, where it stores any."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
     """What is walked."""
 
-    site: Site
+    devices: tuple[Device, ...]
+    """As they are when the first day begins."""
+    import_limit_w: int
+    export_limit_w: int
     market: Market
     """The days to learn from, then the days to walk."""
     load_w: Array
     """Of what is not controlled, for every step of the market."""
     first_day: int
     """To be walked; those before it are learned from."""
-    weekday: int = 0
-    """Of the market's first day; Monday 0."""
+    begins: date = date(2018, 1, 1)
+    """The market's first day."""
+
+    @property
+    def step_h(self) -> float:
+        """Length of a round."""
+        return 24 / self.market.steps_per_day
+
+    @property
+    def days(self) -> int:
+        """To be walked."""
+        return len(self.load_w) // self.market.steps_per_day - self.first_day
 
 
-class Walk(NamedTuple):
+@dataclass(slots=True)
+class Walk:
     """What came of one walk, by step."""
 
-    cost: Array
-    """Money: energy at its price, and wear."""
-    net_w: Array
-    stored_wh: Array
-    """At the end of the step, all batteries together."""
-    outside_wh: float
+    cost: list[float] = field(default_factory=list)
+    """Money: energy at its price, wear, and what was wanted and not done."""
+    net_w: list[float] = field(default_factory=list)
+    stored_wh: list[float] = field(default_factory=list)
+    """At the end of the step, in all batteries and cars."""
+    outside_wh: float = 0.0
     """Energy beyond the site's limits."""
-    left: float
-    """What is stored at the end is worth, at the assets' final price; money."""
+    left: float = 0.0
+    """What is stored at the end is worth, at the last day's median price; money."""
+    shown: tuple[int, Curve] | None = None
+    """The curve with the most steps, and its step."""
 
     @property
     def total(self) -> float:
         """Money, less what is left."""
-        return float(self.cost.sum()) - self.left
+        return sum(self.cost) - self.left
 
 
 class Report(NamedTuple):
     """Costs of the same days, money."""
 
-    idle: float
-    """Without the assets."""
+    idle: Walk
+    """If nobody steered."""
     foresight: Walk
     """With prices and loads known."""
     loads_known: Walk
@@ -82,8 +123,8 @@ class Report(NamedTuple):
     @property
     def share(self) -> float:
         """Of what foresight saves; not a number where that is nothing."""
-        most = self.idle - self.foresight.total
-        return (self.idle - self.bid.total) / most if most > 0 else float("nan")
+        most = self.idle.total - self.foresight.total
+        return (self.idle.total - self.bid.total) / most if most > 0 else float("nan")
 
     @property
     def regret(self) -> dict[str, float]:
@@ -102,140 +143,195 @@ def backtest(scene: Scene, progress: Callable[[int, int], None] | None = None) -
         progress: Called with days done and days in all, of all walks.
 
     Raises:
-        ValueError: An asset that can not be walked yet, or too little to learn from.
+        ValueError: Too little to learn from.
     """
-    if not all(isinstance(asset, Battery) for asset in scene.site.assets):
-        raise ValueError("only batteries can be walked so far")
-    walks = [_Walker(scene, known=known) for known in (True, False)]
-    days = len(scene.load_w) // scene.market.steps_per_day - scene.first_day
+    if scene.first_day < 1:
+        raise ValueError("a price model needs a day of prices at least")
+    seers: tuple[_Knows, ...] = (_Foresight(scene), _Gateway(scene, _known_loads(scene)), _Gateway(scene))
+    walkers = [_Walker(scene, seer) for seer in seers]
     done = 0
-    for day in range(days):
-        for walker in walks:
-            walker.walk_day(scene.first_day + day)
+    for day in range(scene.first_day, scene.first_day + scene.days):
+        for walker in walkers:
+            walker.walk_day(day)
             done += 1
             if progress:
-                progress(done, 2 * days)
-    part = scene.market.days(scene.first_day, scene.first_day + days)
-    step_h = 24 / part.steps_per_day
-    load_w = scene.load_w[scene.first_day * part.steps_per_day :]
-    idle = float((part.real_time * load_w).sum() * step_h / MILLION)
-    return Report(idle, _foresight(scene, part.real_time, load_w), *(walker.made() for walker in walks))
+                progress(done, len(walkers) * scene.days)
+    return Report(_idle(scene), *(walker.made() for walker in walkers))
 
 
 class _Meter:
     """The site as it moves, and what that costs."""
 
-    def __init__(self, site: Site, step_h: float) -> None:
-        self.site, self.step_h = site, step_h
-        self._cost: list[float] = []
-        self._net_w: list[float] = []
-        self._stored_wh: list[float] = []
-        self._outside_wh = 0.0
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self.devices = deepcopy(scene.devices)
+        self.walk = Walk()
 
-    def move(self, split: tuple[int, ...], price: float, load_w: float) -> None:
+    def move(self, at: int, split: Sequence[int]) -> None:
         """A round is over."""
-        net_w = load_w + sum(split)
-        wear = sum(_wear(asset, power_w) for asset, power_w in zip(self.site.assets, split, strict=True))
-        self._cost.append((price * net_w + wear) * self.step_h / MILLION)
-        self._net_w.append(net_w)
-        beyond_w = max(0.0, net_w - self.site.import_limit_w, -net_w - self.site.export_limit_w)
-        self._outside_wh += beyond_w * self.step_h
-        self.site = self.site.after(split, step_h=self.step_h)
-        self._stored_wh.append(sum(asset.state for asset in _batteries(self.site)))
+        scene, walk = self._scene, self.walk
+        net_w = float(scene.load_w[at]) + sum(split)
+        cost = float(scene.market.real_time[at]) * net_w * scene.step_h / MILLION
+        pairs = zip(self.devices, split, strict=True)
+        walk.cost.append(cost + sum(device.move(at, power_w) for device, power_w in pairs))
+        walk.net_w.append(net_w)
+        beyond_w = max(0.0, net_w - scene.import_limit_w, -net_w - scene.export_limit_w)
+        walk.outside_wh += beyond_w * scene.step_h
+        walk.stored_wh.append(sum(device.stored_wh() for device in self.devices))
 
     def made(self) -> Walk:
-        left = sum((b.final_price or 0.0) * max(0.0, b.state - b.reserve_wh) for b in _batteries(self.site)) / MILLION
-        cost, net_w, stored_wh = (np.array(values) for values in (self._cost, self._net_w, self._stored_wh))
-        return Walk(cost, net_w, stored_wh, self._outside_wh, left)
+        price = max(0.0, float(np.median(self._scene.market.real_time[-self._scene.market.steps_per_day :])))
+        self.walk.left = sum(device.left(price) for device in self.devices)
+        return self.walk
 
 
-def _batteries(site: Site) -> list[Battery]:
-    return [asset for asset in site.assets if isinstance(asset, Battery)]
-
-
-def _wear(asset: object, power_w: int) -> float:
-    if not isinstance(asset, Battery):
-        return 0.0
-    return asset.charge_wear * max(power_w, 0) + asset.discharge_wear * max(-power_w, 0)
-
-
-def _ending(site: Site, price: float) -> Site:
-    """The site for which what is stored at the horizon is worth the price expected there."""
-    return Site(
-        tuple(replace(battery, final_price=max(price, 0.0)) for battery in _batteries(site)),
-        site.import_limit_w,
-        site.export_limit_w,
-    )
-
-
-def _foresight(scene: Scene, prices: Array, load_w: Array) -> Walk:
-    step_h = 24 / scene.market.steps_per_day
-    meter = _Meter(scene.site, step_h)
-    ahead = scene.site.ahead(Outlook.certain(step_h, prices[1:].tolist()))
-    for step, price in enumerate(prices.tolist()):
-        now = [rows[step] for rows in ahead]
-        base_w = round(float(load_w[step]))
-        response = meter.site.respond(now, step_h=step_h, base_w=base_w)
-        meter.move(response.split(best_at(response, price)), price, float(load_w[step]))
+def _idle(scene: Scene) -> Walk:
+    meter = _Meter(scene)
+    for at in range(scene.first_day * scene.market.steps_per_day, len(scene.load_w)):
+        meter.move(at, [device.plain_w(at) for device in meter.devices])
     return meter.made()
 
 
-class _Walker:
-    """A gateway: knows what is past, and day-ahead prices from their publication."""
+class _Knows:
+    """A way to know: the planning, fed as time goes on."""
 
-    def __init__(self, scene: Scene, *, known: bool) -> None:
-        self._scene, self._known = scene, known
+    def __init__(self, scene: Scene, planning: Planning) -> None:
+        self._scene, self.planning = scene, planning
         self._size = scene.market.steps_per_day
-        past = scene.market.days(0, scene.first_day)
-        self._model = PriceModel.learned(past.real_time, past.day_ahead, steps_per_day=self._size, shape=SHAPE)
-        self._place = self._model.ending(past.real_time, past.day_ahead)
-        self._meter = _Meter(scene.site, 24 / self._size)
-        self._slots = min(self._size, 48)
-        self._forecaster = Forecaster(self._slots)
-        if not known:
-            for day in range(max(0, scene.first_day - 8 * WEEK), scene.first_day):
-                self._forecaster.learn(self._day(day), self._load(day))
+        self._step_ms = DAY_MS // self._size
+        self._begins_ms = (scene.begins - date(1970, 1, 1)).days * DAY_MS
 
-    def _day(self, day: int) -> Day:
-        return Day((self._scene.weekday + day) % WEEK)
+    def slot(self, at: int) -> Slot:
+        return Slot(self._begins_ms + at * self._step_ms, self._step_ms, TICK, -TICKS_MAX, TICKS_MAX)
 
-    def _load(self, day: int) -> Array:
+    def told(self, at: int) -> tuple[int, float] | None:
+        """What comes before a round: nothing is news.
+
+        Returns:
+            When the load was measured last, and what it was.
+        """
+
+
+class _Foresight(_Knows):
+    def __init__(self, scene: Scene) -> None:
+        planning = Planning(
+            scene.import_limit_w, scene.export_limit_w, loads=_known_loads(scene), prices=_KnownPrices(scene)
+        )
+        super().__init__(scene, planning)
+
+
+class _Gateway(_Knows):
+    """Knows what is past, and day-ahead prices from their publication."""
+
+    def __init__(self, scene: Scene, loads: LoadBook | None = None) -> None:
+        super().__init__(scene, Planning(scene.import_limit_w, scene.export_limit_w, loads=loads))
+        self._learn()
+
+    def _learn(self) -> None:
+        """The days before the first, one by one, as they would have come."""
+        prices, loads, first = self.planning.prices, self.planning.loads, self._scene.first_day
+        prices.begin(self._step_ms)
+        for day in range(first):
+            part = self._scene.market.days(day, day + 1)
+            prices.count(self._begins_ms // DAY_MS + day, part.real_time, part.day_ahead)
+        for day in range(max(0, first - LOAD_DAYS), first):
+            loads.learn(self._scene.begins + timedelta(day), self._slots(day))
+        self._publish(first)
+        before = slice(max(0, first - 1) * self._size, first * self._size)
+        seen = tuple(self._scene.market.real_time[before].tolist())
+        now_ms = self.slot(first * self._size).begins_ms
+        prices.real_time(PriceCurve(self.slot(before.start).begins_ms, self._step_ms, seen, now_ms))
+
+    def _slots(self, day: int) -> Array:
         load_w = self._scene.load_w[day * self._size : (day + 1) * self._size]
-        return np.asarray(load_w.reshape(self._slots, -1).mean(axis=1))
+        if self._size >= SLOTS:
+            return np.asarray(load_w.reshape(SLOTS, -1).mean(axis=1))
+        return np.repeat(load_w, SLOTS // self._size)
 
-    def _base_w(self, day: int) -> Array:
-        """Load of each step, as known before the day."""
-        if self._known:
-            return self._scene.load_w[day * self._size : (day + 1) * self._size]
-        made = self._forecaster.forecast(self._day(day))
-        load_w = made.middle if made else np.zeros(self._slots)
-        return np.repeat(load_w, self._size // self._slots)
+    def _publish(self, day: int) -> None:
+        part = self._scene.market.days(day, day + 1)
+        if len(part.day_ahead):
+            begins_ms = self.slot(day * self._size).begins_ms
+            prices = tuple(part.day_ahead.tolist())
+            self.planning.prices.day_ahead(PriceCurve(begins_ms, self._step_ms, prices, begins_ms - DAY_MS))
+
+    def told(self, at: int) -> tuple[int, float] | None:
+        day, step = divmod(at, self._size)
+        planning, slot = self.planning, self.slot(at)
+        if step == self._size * PUBLISHED_H // 24:
+            self._publish(day + 1)
+        if not at:
+            return None
+        price, load_w = float(self._scene.market.real_time[at - 1]), float(self._scene.load_w[at - 1])
+        last_ms = slot.begins_ms - self._step_ms
+        planning.prices.real_time(PriceCurve(last_ms, self._step_ms, (price,), slot.begins_ms))
+        planning.prices.learn(self._step_ms, slot.begins_ms)
+        if at > self._scene.first_day * self._size:
+            planning.loads.seen(last_ms, load_w)
+        return slot.begins_ms, load_w
+
+
+class _Walker:
+    """Devices that do what was bid."""
+
+    def __init__(self, scene: Scene, knows: _Knows) -> None:
+        self._scene, self._knows, self._meter = scene, knows, _Meter(scene)
 
     def walk_day(self, day: int) -> None:
-        base_w = self._base_w(day)
-        published = self._size * PUBLISHED_H // 24
-        for first, end, days in ((0, published, 1), (published, self._size, 2)):
-            prices = expected(self._scene.market, day, days, first)
-            later = float(np.median(prices[-self._size :]))
-            outlook = self._model.outlook(prices[1:], step=first, later=later)
-            ahead = _ending(self._meter.site, later).ahead(outlook)
-            for step in range(first, end):
-                self._round(day, step, [rows[step - first] for rows in ahead], round(float(base_w[step])))
-        self._forecaster.learn(self._day(day), self._load(day))
-
-    def _round(self, day: int, step: int, ahead: list[Array], base_w: int) -> None:
-        at = day * self._size + step
-        day_ahead, price = float(self._scene.market.day_ahead[at]), float(self._scene.market.real_time[at])
-        meter = self._meter
-
-        def respond(place: Place) -> Response:
-            states = self._model.weights(place).tolist()
-            return meter.site.respond(ahead, step_h=meter.step_h, base_w=base_w, states=states)
-
-        curve = news_bid(cases(self._model, self._place, day_ahead, step, respond), tick=TICK).curve
-        self._place = self._model.place(price, day_ahead, self._place)
-        response = respond(self._place)
-        meter.move(response.split(curve.net_w(round(price / TICK))), price, float(self._scene.load_w[at]))
+        size = self._scene.market.steps_per_day
+        for at in range(day * size, (day + 1) * size):
+            now_w = self._knows.told(at)
+            slot = self._knows.slot(at)
+            assets = [device.asset(at) for device in self._meter.devices]
+            offered = self._knows.planning.plan(slot, [a for a in assets if a], now_w, slot.begins_ms)
+            ticks = round(float(self._scene.market.real_time[at]) / TICK)
+            powers = iter(offered.split(offered.curve.net_w(ticks)))
+            self._meter.move(at, [next(powers) if asset else 0 for asset in assets])
+            shown = self._meter.walk.shown
+            if shown is None or len(offered.curve.steps) > len(shown[1].steps):
+                self._meter.walk.shown = at, offered.curve
 
     def made(self) -> Walk:
         return self._meter.made()
+
+
+class _KnownPrices(PriceBook):
+    """All prices of all days; after the last day, that day again."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__()
+        size = scene.market.steps_per_day
+        last = np.tile(scene.market.real_time[-size:], 2 + HORIZON_MS // DAY_MS)
+        self._prices = np.concatenate((scene.market.real_time, last))
+        self._begins_ms = (scene.begins - date(1970, 1, 1)).days * DAY_MS
+
+    def view(self, begins_ms: int, step_ms: int, now_ms: int) -> View:  # noqa: ARG002 (nothing ages)
+        at = (begins_ms - self._begins_ms) // step_ms
+        expected = self._prices[at : at + 1 + min(HORIZON_MS // step_ms, STAGES_MAX)]
+        later = float(np.median(expected[-DAY_MS // step_ms :]))
+        return View("known", expected, later, begins_ms % DAY_MS // step_ms, None, None, ("known",), None, None)
+
+
+def _known_loads(scene: Scene) -> LoadBook:
+    return _KnownLoads(scene)
+
+
+class _KnownLoads(LoadBook):
+    """All loads of all days."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__()
+        self._load_w = np.concatenate((scene.load_w, scene.load_w[-scene.market.steps_per_day :]))
+        self._begins_ms = (scene.begins - date(1970, 1, 1)).days * DAY_MS
+
+    def seen(self, at_ms: int, power_w: float) -> bool:  # noqa: ARG002 (known)
+        return False
+
+    def learn(self, day: date, power_w: Array) -> None:
+        pass
+
+    def expected(self, begins_ms: int, step_ms: int, count: int, now: tuple[int, float] | None) -> Expected:  # noqa: ARG002
+        at = (begins_ms - self._begins_ms) // step_ms
+        steps = np.minimum(at + np.arange(count), len(self._load_w) - 1)
+        load_w = self._load_w[steps]
+        return Expected(load_w, "known", 0, float(load_w[0]), float(load_w[0]))

@@ -83,7 +83,11 @@ class Outlook:
 
 
 def _check(number: int, stage: Stage) -> None:
-    rows = [list(row) for row in stage.weights]
+    rows = stage.weights
+    if not isinstance(rows, tuple):  # an array: looked at as a whole
+        if rows.shape[1] != len(stage.prices) or rows.min() < 0 or abs(rows.sum(axis=1) - 1).max() > 1e-9:  # noqa: PLR2004
+            raise ValueError(f"stage {number}: each row of weights is a probability of each price")
+        return
     if not stage.prices or not rows or any(len(row) != len(stage.prices) for row in rows):
         raise ValueError(f"stage {number}: every row has one weight for each price")
     if any(min(row) < 0 or not isclose(fsum(row), 1.0, rel_tol=1e-9) for row in rows):

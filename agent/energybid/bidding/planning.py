@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from energybid.bidding.response import Response
     from energybid.bidding.values import Array
 
-SHARED_MS = HOUR_MS
+SHARED_MS = 2 * HOUR_MS
 """Values are found for the rounds of so long at once."""
 SHADOW_STAGES = 144
 """Later limits are not looked at."""
@@ -85,18 +85,27 @@ class _Valued(NamedTuple):
 class Planning:
     """A site's knowledge, and its bids."""
 
-    def __init__(self, import_limit_w: int, export_limit_w: int, loads: LoadBook | None = None) -> None:
-        """Know nothing.
+    def __init__(
+        self,
+        import_limit_w: int,
+        export_limit_w: int,
+        *,
+        loads: LoadBook | None = None,
+        prices: PriceBook | None = None,
+    ) -> None:
+        """Know nothing but what is given.
 
         Args:
             import_limit_w: Most net import.
             export_limit_w: Most net export.
             loads: What is known of the base load.
+            prices: What is known of prices.
         """
         self._limits = import_limit_w, export_limit_w
-        self.prices = PriceBook()
+        self.prices = prices or PriceBook()
         self.loads = loads or LoadBook()
         self._valued: _Valued | None = None
+        self._shadow: tuple[Slot, Array] | None = None
 
     def plan(self, slot: Slot, assets: Sequence[Asset], now_w: tuple[int, float] | None, now_ms: int) -> Offered:
         """The bid for a round.
@@ -112,19 +121,18 @@ class Planning:
         site = Site(tuple(assets), *self._limits)
         valued, age = self._values(slot, view, site, now_w)
 
-        def respond(place: Place | None, knots: int = KNOTS_TRIED[0]) -> Response:
-            rows = [_row(worths[age], model, place) for worths, model in zip(valued.worths, valued.models, strict=True)]
-            return site.respond(
-                rows, step_h=slot.step_ms / HOUR_MS, base_w=round(base.power_w[0]), knots=knots, expected=view.later
-            )
+        def answer(place: Place | None) -> _Answer:
+            pairs = zip(valued.worths, valued.models, strict=True)
+            rows = [_row(worths[age], model, place) for worths, model in pairs]
+            return _Answer(site, rows, slot.step_ms / HOUR_MS, round(base.power_w[0]), view.later)
 
         expected = float(view.expected[0])
         if view.source == "none":
-            bid = _one_power(respond(None), expected)
+            bid = _one_power(answer(None), expected)
         elif view.model is None or view.place is None:
-            bid = _plain_bid(respond, slot.tick)
+            bid = _plain_bid(answer(None), slot.tick)
         else:
-            found = cases(view.model, view.place, expected, view.step, respond)
+            found = cases(view.model, view.place, expected, view.step, answer)
             bid = news_bid(found, tick=slot.tick)
             expected = sum(case.price * case.weight for case in found) / sum(case.weight for case in found)
         curve = bid.curve.within(slot.least_ticks, slot.most_ticks)
@@ -140,7 +148,18 @@ class Planning:
             return valued, age
         self._valued = None  # its memory first
         self._valued = valued = self._solve(slot, view, site, now_w)
+        self._shadow = slot, valued.shadow
         return valued, 0
+
+    def _earlier(self, slot: Slot, count: int) -> Array | None:
+        """The shadow prices found last, of the steps from a round on."""
+        if self._shadow is None or self._shadow[0].step_ms != slot.step_ms:
+            return None
+        rounds = (slot.begins_ms - self._shadow[0].begins_ms) // slot.step_ms
+        made = np.zeros(count)
+        if 0 <= rounds < count:
+            made[: count - rounds] = self._shadow[1][rounds:count]
+        return made
 
     def _solve(self, slot: Slot, view: View, site: Site, now_w: tuple[int, float] | None) -> _Valued:
         step_h = slot.step_ms / HOUR_MS
@@ -148,9 +167,9 @@ class Planning:
         base_w = self.loads.expected(slot.begins_ms, slot.step_ms, count, now_w).power_w
         plain = view.outlook(None, step_h)
         near = replace(plain, stages=plain.stages[: count - 1])
-        found = shadows(site, view.expected[:count].tolist(), near, [round(w) for w in base_w.tolist()])
+        loads_w = [round(w) for w in base_w.tolist()]
         shadow = np.zeros(len(view.expected))
-        shadow[:count] = found
+        shadow[:count] = shadows(site, view.expected[:count].tolist(), near, loads_w, self._earlier(slot, count))
         models = [self._model_for(asset, view) for asset in site.assets]
         outlooks: dict[int, Outlook] = {}
         for model in models:
@@ -192,15 +211,41 @@ def _row(worths: Array, model: PriceModel | None, place: Place | None) -> Array:
     return row
 
 
-def _plain_bid(respond: Callable[[Place | None, int], Response], tick: float) -> NewsBid:
+class _Answer:
+    """What the site does where a price leads; the response is made when it is asked for."""
+
+    def __init__(self, site: Site, rows: list[Array], step_h: float, base_w: int, later: float) -> None:
+        self._site, self._rows, self._step_h, self._base_w, self._later = site, rows, step_h, base_w, later
+        self._response: Response | None = None
+
+    def response(self, knots: int | None = None) -> Response:
+        """The best response; in other detail where it is given."""
+        if self._response is None or knots:
+            self._response = self._site.respond(
+                self._rows,
+                step_h=self._step_h,
+                base_w=self._base_w,
+                knots=knots or KNOTS_TRIED[0],
+                expected=self._later,
+            )
+        return self._response
+
+    def wish_w(self, price: float) -> int:
+        """Each asset's own wish where the site's limits allow them all."""
+        net_w = self._site.liked_w(self._rows, step_h=self._step_h, base_w=self._base_w, price=price)
+        return best_at(self.response(), price) if net_w is None else net_w
+
+
+def _plain_bid(answer: _Answer, tick: float) -> NewsBid:
     """Prices are no news: the best response itself."""
     for knots in KNOTS_TRIED:
-        response = respond(None, knots)
+        response = answer.response(knots)
         if len(response.corners) <= STEPS_MAX:
             break
     return NewsBid(response.curve(tick=tick), response.split)
 
 
-def _one_power(response: Response, price: float) -> NewsBid:
+def _one_power(answer: _Answer, price: float) -> NewsBid:
     """Nothing is known of prices: the same at any price."""
+    response = answer.response()
     return NewsBid(Curve(best_at(response, price), ()), response.split)

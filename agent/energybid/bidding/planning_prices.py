@@ -7,16 +7,13 @@ days of UTC. Needs numpy (extra ``bidding``). Pure: times come in as millisecond
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from energybid.bidding.horizon import Outlook
 from energybid.bidding.packed import plain
 from energybid.bidding.prices import Array, Place, PriceModel, Shape
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
@@ -220,7 +217,7 @@ class PriceBook:
         Returns:
             Whether something was learned.
         """
-        if step_ms != self.step_ms and not self._begin(step_ms):
+        if step_ms != self.step_ms and not self.begin(step_ms):
             return False
         over = (now_ms - SETTLE_MS) // DAY_MS
         due = [day for day in sorted({begin // DAY_MS for begin in self._seen}) if day < over]
@@ -229,7 +226,7 @@ class PriceBook:
             self._learn_day(day)
         return bool(fresh)
 
-    def _begin(self, step_ms: int) -> bool:
+    def begin(self, step_ms: int) -> bool:
         """Another length of rounds: learn anew, from what is still there; False where no model fits it."""
         if DAY_MS % step_ms or DAY_MS // step_ms % Shape().blocks:
             return False
@@ -311,15 +308,3 @@ class PriceBook:
 def shape_for(step_h: float) -> Shape:
     """The model's shape for rounds of a length: its running mean takes the same time."""
     return Shape(slow_steps=max(1.0, SLOW_H / step_h))
-
-
-def learned_book(step_ms: int, first_day: int, real_time: Sequence[float] | Array, day_ahead: Array) -> PriceBook:
-    """A book that has learned from whole days at once."""
-    book = PriceBook()
-    book.step_ms = step_ms
-    size = DAY_MS // step_ms
-    book.model = PriceModel.learned(
-        np.asarray(real_time, dtype=float), day_ahead, steps_per_day=size, shape=shape_for(step_ms / HOUR_MS)
-    )
-    book.learned = first_day + len(day_ahead) // size - 1
-    return book

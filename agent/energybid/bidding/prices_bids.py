@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import floor, inf, isclose
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,6 +26,16 @@ REFINED = 4
 """Parts into which a gap between prices is cut where the wish changes."""
 
 
+class Answer(Protocol):
+    """What the site does at one price, where that price leads."""
+
+    def response(self) -> Response:
+        """Best response."""
+
+    def wish_w(self, price: float) -> int:
+        """Net import that is best at the price."""
+
+
 class Case(NamedTuple):
     """The round at one price."""
 
@@ -33,8 +43,8 @@ class Case(NamedTuple):
     """Money per MWh."""
     weight: float
     """How likely it is to be near this price; greater than 0."""
-    response: Response
-    """Best response in the state that this price leads to."""
+    answer: Answer
+    """Of the site in the state that this price leads to."""
     wish_w: int
     """Net import that is best then."""
 
@@ -53,7 +63,7 @@ class NewsBid(NamedTuple):
 
 
 def cases(
-    model: PriceModel, before: Place, day_ahead: float, step: int, respond: Callable[[Place], Response]
+    model: PriceModel, before: Place, day_ahead: float, step: int, answer: Callable[[Place], Answer]
 ) -> list[Case]:
     """The round at prices that cover what may come, finer where the wish changes.
 
@@ -62,16 +72,16 @@ def cases(
         before: Place of the price in the step before.
         day_ahead: Price of the round.
         step: The round's place in the day.
-        respond: Best response given where the round's price leads: ``Site.respond`` with all else given.
+        answer: Of the site, given where the round's price leads.
     """
     levels = model.levels
     coarse = np.unique(levels)
     unit = (float(model.prices(day_ahead)[-1]) - day_ahead) / levels[-1] if levels[-1] else 1.0
 
-    def wished(deviation: float) -> tuple[float, Response, int]:
+    def wished(deviation: float) -> tuple[float, Answer, int]:
         price = float(day_ahead + deviation * unit)
-        response = respond(model.place(price, day_ahead, before))
-        return price, response, best_at(response, price)
+        given = answer(model.place(price, day_ahead, before))
+        return price, given, given.wish_w(price)
 
     made = {float(deviation): wished(float(deviation)) for deviation in coarse}
     for low, high in pairwise(coarse.tolist()):
@@ -82,8 +92,8 @@ def cases(
     deviations = np.array(sorted(made))
     weights = model.likely(before, step, deviations)
     return [
-        Case(price, float(weight), response, wish_w)
-        for (price, response, wish_w), weight in zip((made[float(x)] for x in deviations), weights, strict=True)
+        Case(price, float(weight), given, wish_w)
+        for (price, given, wish_w), weight in zip((made[float(x)] for x in deviations), weights, strict=True)
     ]
 
 
@@ -100,7 +110,7 @@ def news_bid(found: Sequence[Case], *, tick: float) -> NewsBid:
         high_w, low_w = wishes[k - 1], wishes[k]
         if high_w > low_w:
             ticks = floor((found[k - 1].price + found[k].price) / 2 / tick)
-            straight = all(_straight(case.response, low_w, high_w) for case in found[k - 1 : k + 1])
+            straight = all(_straight(case.answer.response(), low_w, high_w) for case in found[k - 1 : k + 1])
             steps.append(Step(ticks, high_w - low_w, straight))
 
     def split(net_w: int) -> tuple[int, ...]:
@@ -115,16 +125,16 @@ def _falling(found: Sequence[Case]) -> list[int]:
     if all(a >= b for a, b in pairwise(wishes)):
         return wishes
     levels = sorted(set(wishes))
-    gain = [[(c.response.value(w) - c.price * w) * c.weight for w in levels] for c in found]
+    gain = [[(c.answer.response().value(w) - c.price * w) * c.weight for w in levels] for c in found]
     return [levels[k] for k in best_falling(np.array(gain))]
 
 
 def _at(found: Sequence[Case], wishes: Sequence[int], net_w: int) -> Response:
     """The response at a price at which a power is bid, or next to it."""
-    able = [k for k, case in enumerate(found) if case.response.value(net_w) > -inf]
+    able = [k for k, case in enumerate(found) if case.answer.response().value(net_w) > -inf]
     if not able:
         raise ValueError(f"the assets can not make a net import of {net_w} W")
-    return found[min(able, key=lambda k: abs(wishes[k] - net_w))].response
+    return found[min(able, key=lambda k: abs(wishes[k] - net_w))].answer.response()
 
 
 def _straight(response: Response, low_w: int, high_w: int) -> bool:

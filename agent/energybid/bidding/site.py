@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from energybid.bidding.assets import KNOTS, Asset, Now
+from energybid.bidding.assets_stores import liked
 from energybid.bidding.curve import STEPS_MAX, Curve
 from energybid.bidding.response import COMBINATIONS_MAX, Offer, Response
 
@@ -108,6 +109,19 @@ class Site:
         ]
         offers = _countable(offers, expected)
         return Response(offers, base_w=base_w, least_w=-self.export_limit_w, most_w=self.import_limit_w)
+
+    def liked_w(self, ahead: Sequence[Array], *, step_h: float, base_w: int, price: float) -> int | None:
+        """Net import that is best at one price; None where a limit of the site is in the way.
+
+        Args:
+            ahead: As for ``respond``, one row each.
+            step_h: Length of the round, hours.
+            base_w: Net import of what is not controlled.
+            price: Money per MWh.
+        """
+        pairs = zip(self.assets, ahead, strict=True)
+        net_w = base_w + sum(liked(asset, Now(0, step_h, rows[0]), price) for asset, rows in pairs)
+        return net_w if -self.export_limit_w <= net_w <= self.import_limit_w else None
 
     def after(self, split: Sequence[int], *, step_h: float, step: int = 0) -> Site:
         """The site at the end of a round in which its assets had these powers."""

@@ -15,26 +15,29 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from energybid.bidding.assets import Asset, Now
-from energybid.bidding.assets_stores import Battery, EvCharger, StoreAsset, Thermal
+from energybid.bidding.assets_stores import Battery, EvCharger, StoreAsset, Thermal, liked
 from energybid.bidding.horizon import Outlook
 from energybid.bidding.values import liked_w
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from energybid.bidding.response import Offer
     from energybid.bidding.site import Site
     from energybid.bidding.values import Array
 
 ROUNDS = 24
 """Of raising and lowering."""
+WARM_ROUNDS = 10
+"""The same from shadow prices of a little earlier."""
 LAST = 6
 """Rounds whose prices are averaged: where a load is all or nothing they swing about the right one."""
 PACE, FASTER, SLOWER = 0.15, 1.5, 0.5
 """First step, as a part of the spread of prices; how it grows while the direction holds, and shrinks when it turns."""
 
 
-def shadows(site: Site, prices: Sequence[float], outlook: Outlook, base_w: Sequence[int]) -> Array:
+def shadows(
+    site: Site, prices: Sequence[float], outlook: Outlook, base_w: Sequence[int], near: Array | None = None
+) -> Array:
     """What the limits cost in each step.
 
     Args:
@@ -42,15 +45,18 @@ def shadows(site: Site, prices: Sequence[float], outlook: Outlook, base_w: Seque
         prices: Expected, of the round and of each stage after it, money per MWh.
         outlook: Its ``step_h`` and ``later`` are used.
         base_w: Expected net import of what is not controlled, of the same steps.
+        near: Shadow prices that were right a little earlier, of the same steps: they are moved less, and less often.
 
     Returns:
         To be added to the prices of the same steps; 0 where no limit binds.
     """
     base, plain = np.array(base_w, float), np.array(prices, float)
-    shadow, before = np.zeros(len(plain)), np.zeros(len(plain))
-    pace = np.full(len(plain), max(1.0, float(np.ptp(plain))) * PACE)
+    warm = near is not None and bool(near.any())
+    shadow, before = near.copy() if near is not None and warm else np.zeros(len(plain)), np.zeros(len(plain))
+    pace = np.full(len(plain), max(1.0, float(np.ptp(plain))) * PACE * (SLOWER if warm else 1.0))
     late = []
-    for number in range(ROUNDS):
+    rounds = WARM_ROUNDS if warm else ROUNDS
+    for number in range(rounds):
         wrong = np.sign(_wrong(site, base + _planned(site, plain + shadow, outlook), shadow))
         if number == 0 and not wrong.any():
             return shadow
@@ -58,7 +64,7 @@ def shadows(site: Site, prices: Sequence[float], outlook: Outlook, base_w: Seque
         moved = shadow + pace * wrong
         # A price that turns its sign stops at 0: the two limits do not bind at once.
         shadow, before = np.where(moved * shadow < 0, 0.0, moved), wrong
-        if number >= ROUNDS - LAST:
+        if number >= rounds - LAST:
             late.append(shadow)
     mean: Array = np.mean(late, axis=0)
     return mean
@@ -80,23 +86,25 @@ def _planned(site: Site, prices: Array, outlook: Outlook) -> Array:
 
 
 def _path(asset: Asset, prices: Array, outlook: Outlook) -> Array:
+    if isinstance(asset, Battery | EvCharger | Thermal):
+        return _store_path(asset, prices, outlook)
     powers = np.zeros(len(prices))
     for step, (price, rows) in enumerate(zip(prices.tolist(), asset.ahead(outlook), strict=True)):
         now = Now(step, outlook.step_h, rows[0])
-        if isinstance(asset, Battery | EvCharger | Thermal):
-            power_w = _store_w(asset, now, price)
-        else:
-            power_w = _liked_w(asset.offer(now), price)
-        powers[step] = power_w
-        asset = asset.after(now, power_w)
+        powers[step] = liked(asset, now, price)
+        asset = asset.after(now, int(powers[step]))
     return powers
 
 
-def _store_w(store: StoreAsset, now: Now, price: float) -> int:
-    keep, shift = store.drift(now.step, now.step_h)
-    modes = store.modes(now.step, now.step_h)
-    return liked_w(modes, store.grid(), now.ahead, keep * store.state + shift, price, now.step_h)
-
-
-def _liked_w(offer: Offer, price: float) -> int:
-    return max(offer, key=lambda piece: piece.gain(price)).best_w(price)
+def _store_path(store: StoreAsset, prices: Array, outlook: Outlook) -> Array:
+    """The same, without a new asset for each step."""
+    powers, state, grid, step_h = np.zeros(len(prices)), store.state, store.grid(), outlook.step_h
+    for step, (price, rows) in enumerate(zip(prices.tolist(), store.ahead(outlook), strict=True)):
+        keep, shift = store.drift(step, step_h)
+        modes = store.modes(step, step_h)
+        rest = keep * state + shift
+        power_w = liked_w(modes, grid, rows[0], rest, price, step_h)
+        gain = next(mode.gain for mode in modes if mode.low_w <= power_w <= mode.high_w)
+        state = rest + gain * power_w
+        powers[step] = power_w
+    return powers

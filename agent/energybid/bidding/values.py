@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil, floor, inf
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from energybid.bidding.horizon import Outlook, Stage
 
 Array = NDArray[np.float64]
+NOTHING: Array = np.zeros(0)
+"""What follows, where nobody asks."""
 NEVER = -1e15
 """Value of what can not be; finite, so that 0 times it is 0."""
 KNOTS_FLOOR = 1e-7
@@ -247,6 +250,14 @@ def _ended(reward: Array | None, worth: Array) -> Array:
     return worth if reward is None else worth + reward
 
 
+@lru_cache(maxsize=64)
+def even(low: float, high: float, count: int) -> Array:
+    """Evenly spaced states; the same array to all who ask, not to be written."""
+    made = np.linspace(low, high, count)
+    made.flags.writeable = False
+    return made
+
+
 @dataclass(frozen=True, slots=True)
 class Reach:
     """What one mode can reach in the round, and what that is worth: concave and linear between its knots."""
@@ -302,17 +313,33 @@ def liked_w(modes: tuple[Mode, ...], grid: Array, worth: Array, rest: float, pri
         step_h: Length of the step, hours.
     """
     best, best_w = -inf, 0
+    first, spacing = float(grid[0]), float(grid[1] - grid[0])
     for mode in modes:
         low_w, high_w = _whole_powers(mode, rest)
         if low_w > high_w:
             continue
-        powers = np.rint((grid - rest) / mode.gain)
-        powers = np.concatenate(([low_w, high_w], powers[(powers > low_w) & (powers < high_w)]))
-        gains = np.interp(rest + mode.gain * powers, grid, worth) - (price + mode.cost) * step_h * powers
-        place = int(gains.argmax())
-        if gains[place] > best:
-            best, best_w = float(gains[place]), int(powers[place])
+        unit = (price + mode.cost) * step_h
+        for power_w in {low_w, high_w, _inner_w(mode, (low_w, high_w), grid, worth, rest, unit)}:
+            place = min(max((rest + mode.gain * power_w - first) / spacing, 0.0), len(grid) - 1.0)
+            left = min(int(place), len(grid) - 2)
+            low, high = float(worth[left]), float(worth[left + 1])
+            gain = low + (high - low) * (place - left) - unit * power_w
+            if gain > best or (gain == best and power_w > best_w):
+                best, best_w = gain, power_w
     return best_w
+
+
+def _inner_w(mode: Mode, ends_w: tuple[int, int], grid: Array, worth: Array, rest: float, unit: float) -> int:
+    """The best of the powers that lead to a point of the grid; one of the ends if there are none between them."""
+    low_w, high_w = ends_w
+    first, spacing = float(grid[0]), float(grid[1] - grid[0])
+    ends = sorted((rest + mode.gain * low_w, rest + mode.gain * high_w))
+    begin, end = max(0, ceil((ends[0] - first) / spacing)), min(len(grid) - 1, floor((ends[1] - first) / spacing))
+    if begin > end:
+        return low_w
+    points = slice(begin, end + 1)
+    place = begin + int((worth[points] - unit / mode.gain * grid[points]).argmax())
+    return min(max(round((float(grid[place]) - rest) / mode.gain), low_w), high_w)
 
 
 def _whole_powers(mode: Mode, rest: float) -> tuple[int, int]:

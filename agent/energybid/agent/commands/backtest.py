@@ -1,36 +1,43 @@
 """``energybid backtest``: what a site would have paid, on prices and loads that were."""
 
 import argparse
-import csv
-import datetime as dt
-import gzip
-import io
 import json
 import os
 import sys
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from energybid.core import exit_codes
-from energybid.core.errors import ConfigurationError, EnergybidError
+from energybid.core.errors import EnergybidError
 
 if TYPE_CHECKING:
     from energybid.bidding.backtest import Report, Scene
     from energybid.bidding.prices import Array
-    from energybid.bidding.site import Site
 
 HELP = "what a site would have paid, on prices and loads that were"
 EXAMPLES = """\
 examples:
-  energybid backtest --prices nyc.csv.gz --load household.csv.gz --assets assets.toml --learn 365 --days 7
+  energybid backtest --prices nyc.csv.gz --load household.csv.gz --assets gateway.toml --learn 365 --days 7
   energybid backtest --prices nyc.csv.gz --assets assets.toml --minutes 30 --days 90 --json
+  energybid backtest --prices nyc.csv.gz --assets assets.toml --minutes 15 --plot nyc.png
 
 PRICES has a column whose name begins with real_time and one with day_ahead (money per MWh), even steps, whole days.
-LOAD has the columns start and value: kWh per even interval; it is laid on the prices from their first step, and again.
-ASSETS:  [site] import_limit_w = 20000, export_limit_w = 20000
-         [[battery]] stored_wh = 0, capacity_wh = 10000, charge_w = 5000, discharge_w = 5000,
-                     charge_efficiency = 0.95, discharge_efficiency = 0.95, discharge_wear = 10.0
+LOAD has the columns start and value: kWh per even interval. TEMPERATURE: start and value, degrees Celsius (a fixed 10
+where there is none). SUN: start and value, parts of the rated power (a clear day's half sine where there is none). They
+are laid on the prices from their first step, and again where they end.
+ASSETS is [market] and [[market.asset]] as in gateway.toml (docs/assets.md); meters, registers and keys may be left out:
+  [market]
+  import_limit = "17 kW"
+  export_limit = "10 kW"
+  [[market.asset]]
+  name = "battery"
+  kind = "battery"
+  capacity = "10 kWh"
+  charge = "5 kW"
+  discharge = "5 kW"
+  charge_efficiency = 0.95
+  discharge_efficiency = 0.95
+  discharge_wear = 10.0
 """
 _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH = 96
@@ -40,10 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``backtest``."""
     parser.add_argument("--prices", type=Path, required=True, help="CSV, also .gz")
     parser.add_argument("--load", type=Path, help="CSV, also .gz; none: the assets alone")
+    parser.add_argument("--temperature", type=Path, help="CSV, also .gz: outdoors, for heat pumps")
+    parser.add_argument("--sun", type=Path, help="CSV, also .gz: what a solar roof gives")
     parser.add_argument("--assets", type=Path, required=True, help="TOML")
     parser.add_argument("--learn", type=int, default=28, metavar="DAYS", help="first days, to learn from (default 28)")
     parser.add_argument("--days", type=int, default=7, help="to walk after them (default 7)")
     parser.add_argument("--minutes", type=int, help="longer rounds than the prices': their means")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw prices, position and a curve (extra plot)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -51,16 +61,31 @@ def run(arguments: argparse.Namespace) -> int:
     """Walk and report."""
     # Matrices are small: a second thread would only wait for the first. Read when numpy is loaded.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from energybid.bidding.backtest import backtest  # noqa: PLC0415 (numpy: only who asks for this loads it)
+    from energybid.agent.market.scenes import scene_of  # noqa: PLC0415 (numpy: only who asks for this loads it)
+    from energybid.bidding.backtest import backtest  # noqa: PLC0415
 
-    scene = _scene(arguments)
+    draw = _drawer(arguments.plot)
+    scene = scene_of(arguments)
     try:
         report = backtest(scene, _progress)
     except ValueError as error:
         raise EnergybidError(str(error)) from None
     sys.stderr.write("\n")
+    if draw:
+        draw(report, scene)
     sys.stdout.write((json.dumps(_facts(report)) if arguments.json else _text(report, scene)) + "\n")
     return exit_codes.OK
+
+
+def _drawer(path: Path | None) -> Any:  # noqa: ANN401
+    """What draws the picture, before the long walk: a missing library is told at once."""
+    if path is None:
+        return None
+    try:
+        from energybid.agent.market import picture  # noqa: PLC0415 (Pillow: only who asks for a picture loads it)
+    except ImportError:
+        raise EnergybidError('a picture needs Pillow: pip install "energybid-edge[plot]"') from None
+    return lambda report, scene: picture.save(path, report, scene)
 
 
 def _progress(done: int, of: int) -> None:
@@ -69,104 +94,10 @@ def _progress(done: int, of: int) -> None:
     sys.stderr.flush()
 
 
-def _scene(arguments: argparse.Namespace) -> "Scene":
-    import numpy as np  # noqa: PLC0415 (see above)
-
-    from energybid.bidding.backtest import Scene  # noqa: PLC0415
-    from energybid.bidding.prices_trading import Market  # noqa: PLC0415
-
-    rows = _rows(arguments.prices)
-    real_time, day_ahead = (np.array(_column(arguments.prices, rows, name)) for name in ("real_time", "day_ahead"))
-    size = _steps_per_day(arguments.prices, rows)
-    if arguments.minutes:
-        each = arguments.minutes * size // (24 * 60)
-        if not each or size % each or each * 24 * 60 != arguments.minutes * size:
-            raise EnergybidError(f"rounds of {arguments.minutes} minutes are no multiple of the prices' steps")
-        real_time, day_ahead = (
-            x[: len(x) // size * size].reshape(-1, each).mean(axis=1) for x in (real_time, day_ahead)
-        )
-        size //= each
-    steps = (arguments.learn + arguments.days) * size
-    if steps > len(real_time):
-        raise EnergybidError(f"{arguments.prices} has {len(real_time) // size} days, not {steps // size}")
-    load_w = np.zeros(steps)
-    if arguments.load:
-        load_w = _spread(arguments.load, size, steps)
-    market = Market(real_time[:steps], day_ahead[:steps], size)
-    return Scene(_site(arguments.assets), market, load_w, arguments.learn)
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise EnergybidError(f"{path}: {error}") from None
-    rows = list(csv.DictReader(io.StringIO(text)))
-    if not rows:
-        raise EnergybidError(f"{path} has no rows")
-    return rows
-
-
-def _column(path: Path, rows: list[dict[str, str]], name: str) -> list[float]:
-    found = next((column for column in rows[0] if column and column.startswith(name)), None)
-    if found is None:
-        raise EnergybidError(f"{path} has no column {name}")
-    try:
-        return [float(row[found]) for row in rows]
-    except (TypeError, ValueError) as error:
-        raise EnergybidError(f"{path}: {error}") from None
-
-
-def _steps_per_day(path: Path, rows: list[dict[str, str]]) -> int:
-    """From the rows of the first date."""
-    first = next(iter(rows[0].values()))[:10]
-    size = sum(1 for row in rows[: 24 * 60] if next(iter(row.values()))[:10] == first)
-    if 24 * 60 % size or size % 12:
-        raise EnergybidError(f"{path}: the first day has {size} steps, not whole minutes and a multiple of 12")
-    return size
-
-
-def _spread(path: Path, size: int, steps: int) -> "Array":
-    """The load of every step, W."""
-    import numpy as np  # noqa: PLC0415 (see above)
-
-    rows = _rows(path)
-    energy_kwh = np.array(_column(path, rows, "value"))
-    try:
-        first, second = (dt.datetime.fromisoformat(row["start"]) for row in rows[:2])
-    except (KeyError, ValueError) as error:
-        raise EnergybidError(f"{path}: column start, ISO 8601, two rows at least ({error})") from None
-    hours = (second - first).total_seconds() / 3600
-    each = hours * size / 24
-    power_w = energy_kwh * 1000 / hours
-    if each >= 1:
-        power_w = np.repeat(power_w, round(each))
-    else:
-        many = round(1 / each)
-        power_w = power_w[: len(power_w) // many * many].reshape(-1, many).mean(axis=1)
-    return np.resize(power_w, steps)
-
-
-def _site(path: Path) -> "Site":
-    from energybid.bidding.assets_stores import Battery  # noqa: PLC0415 (see above)
-    from energybid.bidding.site import Site  # noqa: PLC0415
-
-    try:
-        found = tomllib.loads(path.read_text())
-        batteries = tuple(Battery(**table) for table in found.pop("battery", []))
-        made = Site(batteries, **found.pop("site"))
-    except (OSError, tomllib.TOMLDecodeError, TypeError, ValueError, KeyError) as error:
-        raise ConfigurationError([f"{path}: {error}"]) from None
-    if found or not batteries:
-        raise ConfigurationError([f"{path}: [site] and [[battery]] tables, nothing else so far"])
-    return made
-
-
 def _facts(report: "Report") -> dict[str, Any]:
     return {
         "cost": {
-            "without_assets": report.idle,
+            "unsteered": report.idle.total,
             "bid": report.bid.total,
             "loads_known": report.loads_known.total,
             "foresight": report.foresight.total,
@@ -178,8 +109,10 @@ def _facts(report: "Report") -> dict[str, Any]:
 
 
 def _text(report: "Report", scene: "Scene") -> str:
+    import numpy as np  # noqa: PLC0415 (see above)
+
     lines = [
-        f"cost without assets      {report.idle:12.4f}",
+        f"cost unsteered           {report.idle.total:12.4f}",
         f"cost as bid              {report.bid.total:12.4f}",
         f"cost with foresight      {report.foresight.total:12.4f}",
         f"share of foresight       {report.share:12.1%}",
@@ -188,9 +121,31 @@ def _text(report: "Report", scene: "Scene") -> str:
         "",
     ]
     prices = scene.market.real_time[scene.first_day * scene.market.steps_per_day :]
-    for name, series in (("price", prices), ("net W", report.bid.net_w), ("Wh", report.bid.stored_wh)):
+    shown = (("price", prices), ("net W", np.array(report.bid.net_w)), ("Wh", np.array(report.bid.stored_wh)))
+    for name, series in shown:
         lines.append(f"{name:6}{_bars(series)}  {series.min():.0f} to {series.max():.0f}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_curve_lines(report, scene)])
+
+
+def _curve_lines(report: "Report", scene: "Scene") -> list[str]:
+    """The curve with the most steps: at which price which net import."""
+    if report.bid.shown is None or not report.bid.shown[1].steps:
+        return []
+    at, curve = report.bid.shown
+    day, step = divmod(at, scene.market.steps_per_day)
+    least, most = curve.floor_w, curve.ceiling_w
+    lines = [
+        "",
+        f"curve of day {day - scene.first_day + 1}, {step * scene.step_h:05.2f} h: net import up to each price",
+    ]
+    power_w = curve.floor_w
+    rows = [("above", power_w)]
+    for made in curve.steps:
+        power_w += made.power_w
+        rows.append((f"{made.ticks / 100:.2f}", power_w))
+    for price, net_w in reversed(rows):
+        lines.append(f"{price:>10}  {'█' * round(60 * (net_w - least) / (most - least)):60}  {net_w} W")
+    return lines
 
 
 def _bars(series: "Array") -> str:

@@ -44,7 +44,7 @@ class SitePlanner:
         """
         self._name = name
         self._timezone = timezone
-        self._planning = Planning(import_limit_w, export_limit_w, LoadBook(timezone))
+        self._planning = Planning(import_limit_w, export_limit_w, loads=LoadBook(timezone))
         self._base: tuple[int, float] | None = None
 
     def prices(self, made: Prices) -> None:
