@@ -210,6 +210,8 @@ class Rounds:
         self.known: dict[int, Known] = {}
         self._open: dict[int, Known] = {}
         """Those to which time has still to bring something."""
+        self._trusting = False
+        """Messages come from our own log."""
         self._last_number = -1
         self._counters: dict[type[Answer], int] = {Award: 0, Statement: 0}
         """The last one of each kind that was taken."""
@@ -321,6 +323,9 @@ class Rounds:
     def restore(self, messages: Iterable[tuple[int, bytes]]) -> None:
         """Take back what the log holds, oldest first.
 
+        Signatures were verified when the messages came, and the log that holds them is signed: that their key is the
+        market's is looked at, and no more, for a log may hold thousands.
+
         Args:
             messages: When each was logged, and the message: announcements, awards and statements that were accepted,
                 bids and confirmations that were made.
@@ -328,6 +333,13 @@ class Rounds:
         Raises:
             EvidenceError: One of them does not fit those before it: the log holds what this market never was.
         """
+        self._trusting = True
+        try:
+            self._restore(messages)
+        finally:
+            self._trusting = False
+
+    def _restore(self, messages: Iterable[tuple[int, bytes]]) -> None:
         for at_ms, message in messages:
             self.advance(at_ms)
             _, payload = cose.peek(message)
@@ -353,7 +365,7 @@ class Rounds:
 
     def _read(self, kind: type[market.M], message: bytes, what: str) -> market.M:
         try:
-            read = market.read(kind, message, self._key)
+            read = logged(kind, message, self._key) if self._trusting else market.read(kind, message, self._key)
         except EvidenceError as error:
             raise RefusedMessageError(Reason.UNVERIFIED, f"{what} ({error})") from None
         if read.market != self._market:
@@ -383,6 +395,18 @@ class Rounds:
             del self.known[oldest]
             self._open.pop(oldest, None)
         return known
+
+
+def logged(kind: type[market.M], message: bytes, key: PublicKey) -> market.M:
+    """A message that was verified under a key before it was logged.
+
+    Raises:
+        EvidenceError: Another key signed it, or it is no such message.
+    """
+    kid, payload = cose.peek(message)
+    if kid != key.kid:
+        raise EvidenceError(f"signed by key {kid.hex()}, not by {key.kid.hex()}")
+    return market.parse(kind, payload)
 
 
 def fits(made: Round, bid: Bid, award: Award) -> bool:

@@ -24,7 +24,7 @@ from energybid.agent.market.messages import MessageLog, too_long
 from energybid.agent.market.offers import Offers
 from energybid.agent.market.outbox import Letter, Outbox
 from energybid.agent.market.past import Kept, Past
-from energybid.agent.rounds import Event, Known, RefusedMessageError, Rounds, State
+from energybid.agent.rounds import KEPT, Event, Known, RefusedMessageError, Rounds, State
 from energybid.agent.upload import weightiest
 from energybid.core.cose import PrivateKey, PublicKey
 from energybid.core.entries import MarketKind, MarketReason
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from energybid.agent.market.plan import MarketPlan
-    from energybid.agent.market.ports import Followed, Send
+    from energybid.agent.market.ports import Followed, Planner, Send
     from energybid.agent.recorder import Recorder
     from energybid.agent.upload import Uploader
     from energybid.core.ports import Message, Platform
@@ -48,6 +48,8 @@ LOOK_BACK_MS = 8 * 86_400_000
 """So far back the log is read at the start: a round may begin in two days, and its statement come days later."""
 ROWS_MAX = 200_000
 """Rows of the journal that are looked at for it, at most; see ``past``."""
+BREATHE = 16
+"""Messages taken back before others on the loop have their turn."""
 QUEUE_MAX = 16
 """Messages that wait here; more wait in the uploader's mailbox, which drops and counts what is too much."""
 TICK_S = 1.0
@@ -65,6 +67,9 @@ SLOT_MS = 900_000
 SHOWN = 3
 """Rounds in the status topic."""
 STATUS_MS = 10_000
+CURVE_MAX = 32
+"""Steps of a bid in the status, at most; a longer one is in the log and in ``energybid bids``."""
+_SAID = ("net_w", "price", "schedule_w", "delivered_wh", "amount")
 _NO_TEXT = re.compile(r"[^A-Za-z0-9._:/ -]")
 
 
@@ -207,6 +212,9 @@ class _Session:
         self._moved = asyncio.Event()
         """A round is new, or ends otherwise than time had it: look when to wake again."""
         self._kept: dict[str, bytes] = {}
+        """What the journal holds of the planner's state."""
+        self._learned: list[Prices] = []
+        """What the log holds of prices, for the planner."""
 
     async def run(self) -> None:
         await self._recall()
@@ -214,6 +222,7 @@ class _Session:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             self._deliveries = Deliveries(floor, tasks)
+            tasks.create_task(self._restore_planner())
             self._resume()
             tasks.create_task(self._take_messages())
             tasks.create_task(self._let_time_pass())
@@ -270,15 +279,22 @@ class _Session:
                 sequence = floor.log.taken(kind, payload, now_ms)
                 self._tasks.create_task(self._tell_prices(made))
             case MarketKind.AWARD:
-                rounds.awarded(payload, now_ms, retained=message.retained)
+                known = rounds.awarded(payload, now_ms, retained=message.retained)
+                self._say(known, "awarded")
                 sequence = floor.log.taken(kind, payload, now_ms)
             case _:
                 known = rounds.stated(payload, retained=message.retained)
                 sequence = floor.log.taken(kind, payload, now_ms)
+                self._say(known, "stated")
                 floor.outbox.drop(("confirmation", known.round.number))
                 floor.tell()
         self._moved.set()
         return sequence
+
+    @staticmethod
+    def _say(known: Known, what: str) -> None:
+        facts = {key: value for key, value in round_status(known).items() if key in _SAID}
+        logger.info("round %d %s: %s", known.round.number, what, facts)
 
     async def _tell_prices(self, made: Prices) -> None:
         try:
@@ -353,19 +369,26 @@ class _Session:
     async def _recall(self) -> None:
         """Take back from the journal what earlier runs knew."""
         await self._floor.site.assets.recall()
-        found = await self._read_back()
         made: list[Prices] = []
-        strange = sum(not self._restore(kept, made) for kept in found)
+        strange = 0
+        for number, kept in enumerate(await self._read_back()):
+            strange += not self._restore(kept, made)
+            if not number % BREATHE:
+                await asyncio.sleep(0)
         if strange:
             logger.warning("%d messages in the log are of another market, or another key of it", strange)
         await self._floor.recall()
+        journal = self._floor.recorder.journal
+        self._kept = await self._floor.platform.offload(journal.recall, PLANNER)
+        self._learned = made
+
+    async def _restore_planner(self) -> None:
+        """Have the planner know what it knew; whatever it is asked meanwhile comes after."""
         planner, desk = self._floor.site.planner, self._floor.desk
+        state = {key.removeprefix(PLANNER): piece for key, piece in self._kept.items()}
+        learned, self._learned = self._learned, []
         try:
-            journal = self._floor.recorder.journal
-            self._kept = await self._floor.platform.offload(journal.recall, PLANNER)
-            await desk.ask(planner.restore, {key.removeprefix(PLANNER): piece for key, piece in self._kept.items()})
-            for prices in made:
-                await desk.ask(planner.prices, prices)
+            await desk.ask(restored, planner, state, learned)
         except PlannerError:
             logger.warning("the planner begins anew")
 
@@ -374,8 +397,10 @@ class _Session:
         floor = self._floor
         past = Past(floor.recorder.journal, floor.now_ms() - LOOK_BACK_MS, ROWS_MAX)
         parts: list[list[Kept]] = []
-        while (part := await floor.platform.offload(past.look)) is not None:
+        rounds = 0
+        while rounds < KEPT and (part := await floor.platform.offload(past.look)) is not None:
             parts.append([kept for kept in part if kept.entry.reason == MarketReason.NONE])
+            rounds += sum(kept.entry.kind == MarketKind.ROUND for kept in parts[-1])
         return [kept for part in reversed(parts) for kept in part]
 
     def _restore(self, kept: Kept, made: list[Prices]) -> bool:
@@ -383,7 +408,7 @@ class _Session:
         entry = kept.entry
         try:
             if entry.kind == MarketKind.PRICES:
-                prices = self._floor.book.take(entry.message, entry.time_ms)
+                prices = self._floor.book.take(entry.message, entry.time_ms, from_log=True)
                 made += [prices] if prices else []
             else:
                 self._floor.rounds.restore([(entry.time_ms, entry.message)])
@@ -480,6 +505,13 @@ class _Session:
         }
 
 
+def restored(planner: Planner, state: dict[str, bytes], learned: list[Prices]) -> None:
+    """Give a planner back what it knew, in its own thread."""
+    planner.restore(state)
+    for made in learned:
+        planner.prices(made)
+
+
 def round_status(known: Known) -> dict[str, Any]:
     """A round in the status: small."""
     made, award, statement = known.round, known.award, known.statement
@@ -491,6 +523,12 @@ def round_status(known: Known) -> dict[str, Any]:
     }
     if known.bid:
         found |= {"version": known.bid.version, "schedule_w": known.bid.schedule_w}
+        if known.bid.steps and len(known.bid.steps) <= CURVE_MAX:
+            found["floor_w"] = known.bid.floor_w
+            found["steps"] = [
+                (str(market.price(ticks, made.decimals)), power_w, divisible)
+                for ticks, power_w, divisible in known.bid.steps
+            ]
     if award:
         found |= {"net_w": award.net_w, "price": f"{market.price(award.ticks, made.decimals)} {made.currency}/MWh"}
     if statement:

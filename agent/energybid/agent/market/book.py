@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from energybid.agent.rounds import Reason, RefusedMessageError
+from energybid.agent.rounds import Reason, RefusedMessageError, logged
 from energybid.core.errors import EvidenceError
 from energybid.sync import market
 from energybid.sync.market import PriceCurve, Prices
@@ -47,14 +47,20 @@ class PriceBook:
         self._market, self._key = market_name, key
         self.held: dict[PriceCurve, Held] = {}
 
-    def take(self, message: bytes, now_ms: int) -> Prices | None:
+    def take(self, message: bytes, now_ms: int, *, from_log: bool = False) -> Prices | None:
         """Prices came; None where they are those that are held.
+
+        Args:
+            message: As it was signed.
+            now_ms: Wall clock.
+            from_log: It was verified before it was logged.
 
         Raises:
             RefusedMessageError: They count for nothing.
         """
+        read = logged if from_log else market.read
         try:
-            made = market.read(Prices, message, self._key)
+            made = read(Prices, message, self._key)
         except EvidenceError as error:
             raise RefusedMessageError(Reason.UNVERIFIED, f"prices ({error})") from None
         curve = PriceCurve(made.curve)
