@@ -8,6 +8,7 @@ evidence. Needs numpy (extra ``bidding``).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from dataclasses import asdict, dataclass, field
@@ -39,6 +40,8 @@ LOOK_S = 1.0
 """How often what was polled is looked at."""
 WRITE_S = 900.0
 """How often energies that were added up are kept."""
+KEEP_S = 1.0
+"""At a stop, how long keeping may take."""
 BASE_S = (300.0, 60.0, 15.0)
 """The base load is a mean over the longest of these for which there are values."""
 AT_LIMIT_W = 50.0
@@ -387,11 +390,16 @@ class Assets:
             unit.model = found
 
     async def run(self) -> None:
-        """Look every second, and keep what is dear, until cancelled."""
-        while True:
-            self.look()
-            await self._keep()
-            await asyncio.sleep(LOOK_S)
+        """Look every second, and keep what is dear, until cancelled; then all."""
+        try:
+            while True:
+                self.look()
+                await self._keep(WRITE_S)
+                await asyncio.sleep(LOOK_S)
+        finally:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(KEEP_S):
+                    await self._keep(0.0)
 
     # ------------------------------------------------------------ what survives a restart
 
@@ -399,7 +407,7 @@ class Assets:
         """Take up what an earlier run knew; what is damaged is learned again."""
         found = await self._platform.offload(self._journal.recall, PREFIX)
         for unit in self.units.values():
-            data = found.get(PREFIX + unit.plan.name, b"")
+            data, unit.kept = found.get(PREFIX + unit.plan.name, b""), b""
             try:
                 kept = json.loads(data or b"{}")
                 unit.stay = Stay(**kept["stay"]) if kept.get("stay") else None
@@ -409,11 +417,11 @@ class Assets:
             except (ValueError, TypeError, AttributeError):
                 logger.warning("%s: what was known of it is damaged; it is learned again", unit.plan.name)
 
-    async def _keep(self) -> None:
+    async def _keep(self, every_s: float) -> None:
         now_s = self._loop.time()
         for unit in self.units.values():
             data = _kept(unit)
-            if data == unit.kept or (not _differs(data, unit.kept) and now_s - unit.kept_s < WRITE_S):
+            if data == unit.kept or (not _differs(data, unit.kept) and now_s - unit.kept_s < every_s):
                 continue
             try:
                 await self._platform.offload(self._journal.remember, PREFIX + unit.plan.name, data)
