@@ -156,7 +156,7 @@ def test_prediction_in_time_is_undone(column: list[int], data: st.DataObject, mo
     pace = data.draw(st.integers(-2000, 2000)) if mode == PACED else 0
     left = predict.firsts(column, runs), predict.rests(column, runs, mode, pace)
     assert predict.undo(*left, runs, mode, pace) == column
-    chosen, pace, rest, _ = predict.choose(column, runs, plain=True)
+    chosen, pace, rest, _ = predict.choose(column, runs, predict.firsts(column, runs), plain=True)
     assert chosen == PLAIN or predict.undo(left[0], rest, runs, chosen, pace) == column
 
 

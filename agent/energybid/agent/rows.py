@@ -170,13 +170,22 @@ def walk(epoch: EpochRow, segments: Iterable[Segment]) -> Iterator[tuple[Segment
             frontier = Frontier(segment.first, split_hashes(segment.peaks or b""))
         if segment.first != frontier.size:
             raise EvidenceError(f"entries {frontier.size} to {segment.first} are missing")
-        for entry in segment.entries():
-            frontier.append(leaf_hash(salts.canonical(frontier.size, entry)))
+        for leaf in leaves_of(salts, segment):
+            frontier.append(leaf)
             if segment.previous and segment.previous[0] == frontier.size:
                 same_root(segment, frontier)
         if frontier.root() != segment.root:
             raise EvidenceError(f"entries {segment.first} to {segment.end} do not lead to their root")
         yield segment, frontier
+
+
+def leaves_of(salts: Salts, segment: Segment) -> list[bytes]:
+    """Hashes of the entries of a segment.
+
+    Raises:
+        EvidenceError: It is damaged.
+    """
+    return [leaf_hash(salts.canonical(place, entry)) for place, entry in enumerate(segment.entries(), segment.first)]
 
 
 def row_of(epoch: EpochRow, segment: Segment) -> tuple[Any, ...]:

@@ -104,6 +104,8 @@ def spoil(answer: Answer, fault: Fault | None, encode: Encode, source: FaultSour
         encode: The bus's framing.
         source: For chance and lateness.
     """
+    if fault is None:
+        return [Send(0, encode(*answer))]
     frame = _damaged(encode(*_altered(answer, fault)), fault, source.chance)
     match fault:
         case Fault.NO_REPLY:

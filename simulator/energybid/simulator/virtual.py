@@ -104,7 +104,6 @@ class _Handle(Handle):
         self._callback = callback
         self._args = args
         self._cancelled = False
-        self._repr = self._source_traceback = None
 
 
 class _Timer(TimerHandle):
@@ -125,9 +124,16 @@ class _Timer(TimerHandle):
         self._callback = callback
         self._args = args
         self._cancelled = False
-        self._repr = self._source_traceback = None
         self._when = when
         self._scheduled = True
+
+    def cancel(self) -> None:
+        """Do not fire."""
+        if not self._cancelled:
+            self._cancelled = True
+            self._callback = self._args = None  # type: ignore[assignment]  # as asyncio's own do
+            if self._scheduled:
+                self._loop._timer_handle_cancelled(self)  # noqa: SLF001  as asyncio's own timers do
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -159,26 +165,35 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         """Run what is ready; when nothing is, the clock goes to the next timer. Again and again, until told to stop."""
-        ready = self._ready
+        ready, timers = self._ready, self._timers
         while True:
-            self._fire()
+            if not ready or (timers and timers[0][0] <= self._now_s):
+                self._fire()
             for _ in range(len(ready)):
                 handle = ready.popleft()
                 if not handle._cancelled:  # noqa: SLF001  as asyncio's own loop does
-                    handle._run()  # noqa: SLF001
+                    try:
+                        handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]  # noqa: SLF001
+                    except (SystemExit, KeyboardInterrupt):
+                        raise
+                    except BaseException as error:  # noqa: BLE001  as asyncio's own handles do
+                        what = {"message": f"exception in callback {handle!r}", "exception": error, "handle": handle}
+                        self.call_exception_handler(what)
             if self._stopping:  # type: ignore[attr-defined]
                 return
 
     def _fire(self) -> None:
+        """Let timers become ready: those that are due, or else the next ones."""
         ready, timers = self._ready, self._timers
-        while timers and timers[0][2]._cancelled:  # noqa: SLF001
-            heappop(timers)
-            self._cancelled -= 1
         if not ready and not self._stopping:  # type: ignore[attr-defined]
+            while timers and timers[0][2]._cancelled:  # noqa: SLF001
+                heappop(timers)
+                self._cancelled -= 1
             if not timers:
                 raise RuntimeError("everything waits and nothing will ever happen: a deadlock in virtual time")
             self._now_s = max(self._now_s, timers[0][0])
-        while timers and timers[0][0] <= self._now_s:
+        now_s = self._now_s
+        while timers and timers[0][0] <= now_s:
             timer = heappop(timers)[2]
             if timer._cancelled:  # noqa: SLF001
                 self._cancelled -= 1
@@ -193,11 +208,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
         heappush(self._timers, (when, self._numbers, timer))
         return timer
 
+    def call_later(self, delay: float, callback: Any, *args: Any, context: Context | None = None) -> TimerHandle:  # type: ignore[override]  # noqa: ANN401
+        """As every loop's."""
+        return self.call_at(self._now_s + delay, callback, *args, context=context)
+
     def _timer_handle_cancelled(self, handle: TimerHandle) -> None:  # noqa: ARG002
         """Forget timers that will not fire, when they are many."""
         self._cancelled += 1
         if self._cancelled > CANCELLED_MAX and 2 * self._cancelled > len(self._timers):
-            self._timers = [entry for entry in self._timers if not entry[2].cancelled()]
+            self._timers[:] = [entry for entry in self._timers if not entry[2].cancelled()]
             heapify(self._timers)
             self._cancelled = 0
 
@@ -274,10 +293,11 @@ class VirtualClock:
     def now_ns(self) -> int:
         """Wall clock, nanoseconds."""
         now_s = asyncio.get_running_loop().time()
-        return self.offset_ns + round(now_s * 1e9) + self._drifted_ns(now_s)
+        now_ns = self.offset_ns + round(now_s * 1e9)
+        return now_ns + self._drifted_ns(now_s) if self._drift_ppm else now_ns
 
     def _drifted_ns(self, now_s: float) -> int:
-        return round((now_s - self._since_s) * 1000 * self._drift_ppm) if self._drift_ppm else 0
+        return round((now_s - self._since_s) * 1000 * self._drift_ppm)
 
     def clock_state(self) -> ClockState:
         """What the gateway believes."""

@@ -152,9 +152,9 @@ class _Fresh:
         self._memory = memory
 
     @staticmethod
-    def column(column: Sequence[int], runs: Runs, *, plain: bool) -> tuple[int, int, list[int]]:
+    def column(column: Sequence[int], runs: Runs, heads: Sequence[int], *, plain: bool) -> tuple[int, int, list[int]]:
         """(mode, pace, rests) of a column."""
-        return predict.choose(column, runs, plain=plain)[:3]
+        return predict.choose(column, runs, heads, plain=plain)[:3]
 
     def formulas(self, shape: _Shape, columns: _Columns, runs: Runs) -> list[Formula]:
         """Formulas that pay."""
@@ -177,7 +177,7 @@ def _paying(columns: _Columns, runs: Runs) -> list[Formula]:
     price = _FORMULA_BITS * runs[-1][1] // height
 
     def bits_left(column: Sequence[int], *, plain: bool) -> int:
-        return predict.choose(column, runs, plain=plain)[3]
+        return predict.choose(column, runs, predict.firsts(column, runs), plain=plain)[3]
 
     return [
         formula
@@ -197,7 +197,14 @@ class _Again:
         choice: int = next(self._choices)
         return choice
 
-    def column(self, column: Sequence[int], runs: Runs, *, plain: bool) -> tuple[int, int, list[int]]:  # noqa: ARG002
+    def column(
+        self,
+        column: Sequence[int],
+        runs: Runs,
+        heads: Sequence[int],  # noqa: ARG002
+        *,
+        plain: bool,  # noqa: ARG002
+    ) -> tuple[int, int, list[int]]:
         mode, pace = next(self._choices)
         return mode, pace, [] if mode == PLAIN else predict.rests(column, runs, mode, pace)
 
@@ -362,15 +369,16 @@ class _Encoder:
                 self._out.varint(operand)
 
     def _column(self, column: Sequence[int], runs: Runs, *, plain: bool = False) -> None:
-        mode, pace, rest = self._choices.column(column, runs, plain=plain)
-        out = self._out
-        first = bits.folded(column if mode == PLAIN else predict.firsts(column, runs))
+        out, heads = self._out, predict.firsts(column, runs)
+        mode, pace, rest = self._choices.column(column, runs, heads, plain=plain)
+        first = bits.folded(column if mode == PLAIN else heads)
         choice = out.choose(first)
         out.control.append(mode << bits.CHOICE_BITS | choice)
         if mode == PACED:
             out.varint(bits.folded((pace,))[0])
         out.chosen(first, choice)
-        out.vector(bits.folded(rest))
+        if rest:
+            out.vector(bits.folded(rest))
 
     def _other(self, entry: Entry) -> None:
         unknown = isinstance(entry, Unknown)

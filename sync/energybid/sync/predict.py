@@ -83,16 +83,17 @@ def _bits(values: Iterable[int]) -> int:
     return sum(map(int.bit_length, values))
 
 
-def choose(column: Sequence[int], runs: Runs, *, plain: bool) -> tuple[int, int, list[int], int]:
+def choose(column: Sequence[int], runs: Runs, heads: Sequence[int], *, plain: bool) -> tuple[int, int, list[int], int]:
     """(mode, pace, rests, about how many bits all takes), a good choice.
 
     Args:
         column: At least one number.
         runs: Its runs.
+        heads: Its ``firsts``.
         plain: PLAIN may be taken.
     """
-    mode, pace, rest, bits = _choose_rests(column, runs)
-    bits += _bits(firsts(column, runs))
+    mode, pace, rest, bits = _choose_rests(column, runs) if len(runs) < len(column) else (DELTA, 0, [], 0)
+    bits += _bits(heads)
     if plain:
         as_it_is = _bits(column)
         if as_it_is <= bits:
@@ -102,7 +103,7 @@ def choose(column: Sequence[int], runs: Runs, *, plain: bool) -> tuple[int, int,
 
 def _choose_rests(column: Sequence[int], runs: Runs) -> tuple[int, int, list[int], int]:
     """(mode, pace, rests, their bits)."""
-    steps = rests(column, runs, DELTA, 0) if len(runs) < len(column) else []
+    steps = rests(column, runs, DELTA, 0)
     size = len(steps)
     best = (DELTA, 0, steps, _bits(steps))
     if best[3] * 2 <= size:

@@ -76,9 +76,6 @@ class RtuLink(Link):
         if self._current is not None or not self._pending:
             return
         now = self._loop.time()
-        if now < self._free_at:
-            self._wake_at(self._free_at)
-            return
         earliest = NEVER
         for exchange in self._pending:
             asked = exchange.asked[exchange.sent]

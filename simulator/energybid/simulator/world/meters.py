@@ -30,14 +30,16 @@ from energybid.simulator.meters import (
 
 _READ = Struct(">BHH")
 EXCEPTION_FLAG = 0x80
-MEMORY = 16_384
-"""Answers that are remembered at least."""
+MEMORY = 4096
+"""Answers that are remembered at least: hours of them, for a commit may wait for a disk."""
 FLOAT_MAX = 1 << 23
 """Mantissas below it survive the way through a float32, whatever the scale: 24 significant bits, half a unit off."""
 COUNTER_MAX = 8_000_000
 """Counters roll over here at the latest: seven digits, as on many displays."""
 NOISE_MAX = 30_000
 """Other numbers are below: they fit 16 bits."""
+NOISE_FACTOR, NOISE_STEP, NOISE_MASK = 6_364_136_223_846_793_005, 1_442_695_040_888_963_407, 2**64 - 1
+"""Of the generator that makes them."""
 
 
 class Answer(NamedTuple):
@@ -57,14 +59,17 @@ class Answer(NamedTuple):
 class _Read:
     """How one request is answered."""
 
+    function: int
+    first: int
+    length: int
     pack: Callable[..., bytes]
     little: bool
-    registers: tuple[tuple[int, Register], ...]
-    """(number in the profile, register)."""
+    registers: tuple[tuple[int, bool], ...]
+    """(number in the profile, cumulative)."""
     mantissa_of: tuple[Callable[[int], int], ...]
-    """Raw count → mantissa, for integer registers; mantissa → mantissa for floats."""
+    """Raw count → mantissa, for integer registers; mantissa → mantissa for floats. Empty: all are what they were."""
     raw_of: tuple[Callable[[int], int | float], ...]
-    """Count → what is packed."""
+    """Count → what is packed. Empty: all are what they were."""
     places: tuple[int, ...]
 
 
@@ -121,23 +126,29 @@ class WorldMeter:
             read = self._reads[pdu] = self._prepare(pdu)
         if isinstance(read, bytes):
             return read
-        elapsed = self._now_s() - self._since_s
-        counts = [self._count(number, register, elapsed) for number, register in read.registers]
-        mantissas = tuple(of(count) for of, count in zip(read.mantissa_of, counts, strict=True))
-        data = read.pack(*(of(count) for of, count in zip(read.raw_of, counts, strict=True)))
+        now_s = self._now_s()
+        counts = self._counts(read.registers, now_s - self._since_s)
+        mantissas = tuple(
+            [of(n) for of, n in zip(read.mantissa_of, counts, strict=True)] if read.mantissa_of else counts
+        )
+        raws = [of(n) for of, n in zip(read.raw_of, counts, strict=True)] if read.raw_of else counts
+        data = read.pack(*raws)
         if read.little:  # the whole run was packed little-endian: swap the bytes of each register
             swapped = bytearray(data)
             swapped[::2], swapped[1::2] = data[1::2], data[::2]
             data = bytes(swapped)
-        function, first, length = _READ.unpack(pdu)
-        self._remember(Answer(function, first, length, read.places, mantissas))
+        self._remember(now_s, Answer(read.function, read.first, read.length, read.places, mantissas))
         return pdu[:1] + bytes((len(data),)) + data
 
-    def _count(self, number: int, register: Register, elapsed_s: float) -> int:
-        if register.quantity.cumulative:
-            return (self._base[number] + int(elapsed_s * self._per_s[number])) % self.modulus
-        self._noise = (self._noise * 6_364_136_223_846_793_005 + 1_442_695_040_888_963_407) & 0xFFFF_FFFF_FFFF_FFFF
-        return (self._noise >> 33) % NOISE_MAX
+    def _counts(self, registers: tuple[tuple[int, bool], ...], elapsed_s: float) -> list[int]:
+        counts = []
+        for number, cumulative in registers:
+            if cumulative:
+                counts.append((self._base[number] + int(elapsed_s * self._per_s[number])) % self.modulus)
+            else:
+                self._noise = noise = (self._noise * NOISE_FACTOR + NOISE_STEP) & NOISE_MASK
+                counts.append((noise >> 33) % NOISE_MAX)
+        return counts
 
     def _prepare(self, pdu: bytes) -> _Read | bytes:
         profile = self._loaded.profile
@@ -159,13 +170,13 @@ class WorldMeter:
             for number, register in enumerate(self._loaded.registers)
             if register.function == function and first <= register.first and register.end <= first + count
         )
-        return _compile(self._loaded, found, first, count)
+        return _compile(self._loaded, found, function, first, count)
 
     # ------------------------------------------------------------ memory
 
-    def _remember(self, answer: Answer) -> None:
+    def _remember(self, now_s: float, answer: Answer) -> None:
         self.answers += 1
-        self._times.append(self._now_s())
+        self._times.append(now_s)
         self._memory.append(answer)
         if len(self._memory) > 2 * MEMORY:
             del self._memory[:MEMORY], self._times[:MEMORY]
@@ -175,16 +186,24 @@ class WorldMeter:
         return self._memory[bisect_left(self._times, from_s) : bisect_left(self._times, to_s)]
 
 
-def _compile(loaded: LoadedProfile, found: tuple[tuple[int, Register], ...], first: int, count: int) -> _Read:
+def _compile(
+    loaded: LoadedProfile, found: tuple[tuple[int, Register], ...], function: int, first: int, count: int
+) -> _Read:
     settings = factor_settings(loaded)
     factors = [r.factor * product(r, settings) for _, r in found]
     pack, little = _packer(loaded, found, first, count)
+    scaled = [(register, factor) for (_, register), factor in zip(found, factors, strict=True)]
+    same = all(register.type in FLOATS or factor == 1 for register, factor in scaled)
+    whole = all(register.type not in FLOATS for register, _ in scaled)
     return _Read(
+        function,
+        first,
+        count,
         pack,
         little,
-        found,
-        tuple(_mantissa_of(register, factor) for (_, register), factor in zip(found, factors, strict=True)),
-        tuple(_raw_of(register, factor) for (_, register), factor in zip(found, factors, strict=True)),
+        tuple((number, register.quantity.cumulative) for number, register in found),
+        () if same else tuple(_mantissa_of(register, factor) for register, factor in scaled),
+        () if whole else tuple(_raw_of(register, factor) for register, factor in scaled),
         tuple(register.first for _, register in found),
     )
 

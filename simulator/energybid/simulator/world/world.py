@@ -1,6 +1,7 @@
 """One world: gateways, broker and head-end in virtual time, from one seed; what happened, and whether it was right."""
 
 import asyncio
+import gc
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ GROWTH_MAX, GROWTH_PER_METER = 500, 500
 SETTLED_S = 300.0
 """So long after a disk's fault a gateway may keep readings in memory."""
 STOP_MAX_S = 60.0
+GARBAGE = 20_000, 50, 1000
+"""Thresholds of the collector of cycles: what a world keeps is looked at too often otherwise, and there are few."""
 
 
 @dataclass
@@ -253,8 +256,9 @@ def simulate(seed: int, days: float, scenario: Scenario) -> Outcome:
         await world.live(days)
         return world.outcome(days)
 
-    before = logging.root.manager.disable
+    before, thresholds = logging.root.manager.disable, gc.get_threshold()
     logging.disable(logging.CRITICAL)  # faults are what the world is made of: the product's complaints are thousands
+    gc.set_threshold(*GARBAGE)
     try:
         with remembered(), unheard():
             return run(main)
@@ -264,5 +268,6 @@ def simulate(seed: int, days: float, scenario: Scenario) -> Outcome:
         return Outcome(seed, days, [violation], faults=trace.faults, recent=list(trace.recent))
     finally:
         logging.disable(before)
+        gc.set_threshold(*thresholds)
         for world in worlds:
             world.remove()
