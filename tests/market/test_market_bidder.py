@@ -620,6 +620,25 @@ def test_a_clock_that_steps_over_the_interval(tmp_path):
     assert [c.conduct for c in site.confirmations] == [Conduct.FAILED]
 
 
+@pytest.mark.parametrize("step_s", [80, 130, 600])
+def test_a_clock_that_steps_over_the_gate_without_an_award(tmp_path, step_s):
+    """Over the gate, into the interval, over all of it: the schedule is followed for what is left."""
+
+    async def scene(site):
+        await bidden(site)
+        site.clock.step(step_s)
+        await asyncio.sleep(5)
+        states = {80: "bid", 130: "scheduled", 600: "closed"}
+        assert site.state() == states[step_s]
+        await asyncio.sleep(200)
+        assert site.state() == "closed"
+        return site
+
+    site = play(tmp_path / "j", scene)
+    assert [rank for _, _, rank in site.dispatcher.brief] == ([] if step_s == 600 else ["SCHEDULE"])
+    assert all(at < 181 - step_s + 1 for at, _, _ in site.dispatcher.over)
+
+
 def test_a_clock_that_steps_forward_within_the_interval_ends_it(tmp_path):
     async def scene(site):
         site.dispatcher.after_s = 60
@@ -649,6 +668,27 @@ def test_a_clock_that_steps_back_within_the_interval_does_not_make_it_longer(tmp
     site = play(tmp_path / "j", scene)
     assert site.dispatcher.over[0] == (186.0, 0, "MARKET")
     assert len(site.confirmations) == 1
+
+
+def test_a_clock_that_steps_back_over_the_end_confirms_once(tmp_path):
+    """The confirmation is logged with a time before the end, which comes again after the restart."""
+
+    async def scene(site):
+        site.dispatcher.stuck = True
+        await bidden(site)
+        site.award()
+        await site.until(END + 2)
+        site.clock.step(-40)
+        await site.until(END + 10)
+        assert len(site.confirmations) == 1
+        await site.restart()
+        assert site.state() == "delivering"
+        await site.until(END + 60)
+        assert site.state() == "delivered"
+        return site
+
+    site = play(tmp_path / "j", scene)
+    assert [kind for kind, _ in site.kept].count(MarketKind.CONFIRMATION) == 1
 
 
 def test_a_clock_that_steps_back_before_the_gate_undoes_nothing(tmp_path):
@@ -830,6 +870,33 @@ def test_a_bid_that_the_disk_does_not_take_is_not_sent(tmp_path):
     site = play(tmp_path / "j", scene)
     assert site.bids() == []
     assert [kind for kind, _ in site.kept][:2] == [MarketKind.ROUND, MarketKind.BID]
+
+
+def test_an_award_that_comes_while_the_disk_refuses_is_followed_and_logged_later(tmp_path):
+    async def scene(site):
+        await bidden(site)
+        journal = site.recorder.journal
+        right = journal.commit
+
+        def refuse(_):
+            raise JournalStalledError("the disk is full")
+
+        journal.commit = refuse
+        site.award()
+        await site.until(BEGIN + 5)
+        assert site.state() == "delivering"
+        assert len(site.kept) == 2
+        await site.until(END + 5)
+        assert site.confirmations == [], "not sent, for it is not on the disk"
+        journal.commit = right
+        await site.until(END + 200)
+        assert len(site.confirmations) == 1
+        return site
+
+    site = play(tmp_path / "j", scene)
+    assert site.dispatcher.brief == [AWARDED]
+    assert [kind for kind, _ in site.kept][2:] == [MarketKind.AWARD, MarketKind.CONFIRMATION]
+    assert site.uncommitted == []
 
 
 def test_what_the_planner_learns_is_kept(tmp_path):
@@ -1035,3 +1102,28 @@ def test_an_award_that_the_full_disk_can_not_log_is_followed_all_the_same(tmp_pa
     assert site.bidder.status()["not_logged"] == 1
     assert [(entry.kind, entry.missed) for entry in site.entries[2:]] == [(MarketKind.CONFIRMATION, 1)]
     assert "no room for a message" in caplog.text
+
+
+def test_only_so_many_rounds_are_read_back(tmp_path, monkeypatch):
+    from energybid.agent.market import bidder, past
+
+    async def scene(site):
+        for number in range(1, 6):
+            await bidden(site, number, duration_ms=1_000)
+            await asyncio.sleep(130)
+        monkeypatch.setattr(bidder, "KEPT", 2)
+        monkeypatch.setattr(past, "AT_ONCE", 1)
+        await site.restart()
+        return sorted(site.rounds.known)
+
+    assert play(tmp_path / "j", scene) == [4, 5]
+
+
+def test_the_bid_of_an_open_round_is_in_the_status_with_its_curve(tmp_path):
+    async def scene(site):
+        await bidden(site)
+        return site.bidder.told()["market"]["rounds"][0]
+
+    told = play(tmp_path / "j", scene)
+    assert (told["floor_w"], told["schedule_w"]) == (-2_000, 1_000)
+    assert told["steps"] == [("90.00", 4_000, True), ("80.00", 2_000, False)]

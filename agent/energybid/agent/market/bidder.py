@@ -286,7 +286,6 @@ class _Session:
                 known = rounds.stated(payload, retained=message.retained)
                 sequence = floor.log.taken(kind, payload, now_ms)
                 self._say(known, "stated")
-                floor.outbox.drop(("confirmation", known.round.number))
                 floor.tell()
         self._moved.set()
         return sequence
@@ -355,8 +354,7 @@ class _Session:
         if sequence is None:
             return
         floor.rounds.confirmed(confirmation, message)
-        if not await floor.log.secured(sequence):
-            logger.error("round %d: confirmed when the disk takes it", known.round.number)
+        await floor.log.kept(sequence)
         self._send_confirmation(known)
 
     def _send_confirmation(self, known: Known) -> None:

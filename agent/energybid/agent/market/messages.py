@@ -24,6 +24,8 @@ logger = logging.getLogger("energybid.market")
 REFUSED_AN_HOUR = 60
 """Refused messages that are logged; the rest of a flood is counted."""
 HOUR_S = 3600.0
+LOOK_S = 1.0
+"""Between looks whether a disk that refused has taken an entry."""
 SHOWN = 64
 """Of a message that is too long, so many bytes are logged."""
 
@@ -71,6 +73,18 @@ class MessageLog:
         """
         await self._recorder.commit()
         return self._recorder.committed > sequence
+
+    async def kept(self, sequence: int) -> None:
+        """Return when an entry is on the disk, however long that takes.
+
+        Raises:
+            JournalError: As ``secured``.
+        """
+        if await self.secured(sequence):
+            return
+        logger.error("what is to be sent to the market waits for the disk")
+        while self._recorder.committed <= sequence:  # noqa: ASYNC110  the recorder's retries have no event
+            await asyncio.sleep(LOOK_S)
 
     def refuse(self, kind: int, reason: int, message: bytes, at_ms: int, what: str) -> None:
         """Count a message that counts for nothing, and log it where few were.

@@ -64,10 +64,6 @@ class Outbox:
             del self._letters[next(iter(self._letters))]
         self._wake.set()
 
-    def drop(self, about: object) -> None:
-        """Send nothing about this any more."""
-        self._letters.pop(about, None)
-
     def hurry(self) -> None:
         """There is a connection: try at once."""
         self._hurry.set()
