@@ -212,8 +212,8 @@ class Gateway:
 
 
 @asynccontextmanager
-async def running(path, floor, *, keep=(), changes=lambda plan: plan, recalled=False):
-    """A gateway whose assets are those named in ``keep``, or all."""
+async def running(path, floor, *, keep=(), changes=lambda plan: plan, every_s=1.0):
+    """A gateway whose assets are those named in ``keep``, or all; its meters are polled every so often."""
     clock = VirtualClock()
     platform = virtual_platform(clock)
     plan = changes(example_plan())
@@ -223,7 +223,7 @@ async def running(path, floor, *, keep=(), changes=lambda plan: plan, recalled=F
     async with recording(platform, path) as recorder:
         driver = FloorDriver(clock, floor)
         (bus,) = plan.buses
-        bus = replace(bus, meters=tuple(meter for meter in bus.meters if meter.name in floor.there | {"house"}))
+        bus = replace(bus, meters=tuple(_slow(m, every_s) for m in bus.meters if m.name in floor.there | {"house"}))
         pollers = [BusPoller(platform, recorder, driver, bus)]
         control = Control(platform, recorder, pollers)
         assets, dispatcher = make(platform, market, control, pollers, recorder.journal)
@@ -241,6 +241,10 @@ async def running(path, floor, *, keep=(), changes=lambda plan: plan, recalled=F
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _slow(meter, every_s):
+    return replace(meter, groups=tuple(replace(group, interval_s=every_s) for group in meter.groups))
 
 
 def play(path, scene, floor=None, **options):

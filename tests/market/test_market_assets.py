@@ -294,14 +294,14 @@ def test_what_no_meter_tells_is_known_after_a_restart(tmp_path, monkeypatch):
     async def lives():
         floor = Floor()
         floor.there = {"wallbox", "machine"}
-        async with running(tmp_path / "j", floor, keep={"car", "washing"}, changes=summed) as gateway:
+        async with running(tmp_path / "j", floor, keep={"car", "washing"}, changes=summed, every_s=5.0) as gateway:
             await gateway.settle()
             at_ms = gateway.now_ms()
             await gateway.dispatcher.follow(6000, {"car": 4140, "washing": 2000}, at_ms, at_ms + 60_000, Rank.SCHEDULE)
             await asyncio.sleep(module.WRITE_S + 10)
             before = {told["name"]: told for told in gateway.assets.status()}
             assert before["car"]["charged_wh"] == pytest.approx(floor.session_wh, abs=30)
-        async with running(tmp_path / "j", floor, keep={"car", "washing"}, changes=summed) as gateway:
+        async with running(tmp_path / "j", floor, keep={"car", "washing"}, changes=summed, every_s=5.0) as gateway:
             await gateway.settle()
             after = {told["name"]: told for told in gateway.assets.status()}
             assert after["car"]["charged_wh"] == pytest.approx(floor.session_wh, abs=60)
@@ -341,19 +341,19 @@ def test_a_car_that_takes_nothing_is_full(tmp_path):
         await gateway.dispatcher.follow(6000, {"car": 4140}, at_ms, at_ms + 60_000, Rank.SCHEDULE)
         assert not {told["name"]: told for told in gateway.assets.status()}["car"]["full"]
 
-    play(tmp_path / "j", scene, floor, keep={"car"})
+    play(tmp_path / "j", scene, floor, keep={"car"}, every_s=5.0)
 
 
 def test_a_person_may_begin_the_run(tmp_path):
     async def scene(gateway):
         gateway.floor.machine, gateway.floor.machine_end_s = 2, now() + 600
-        await gateway.settle(5)
+        await gateway.settle(10)
         (_, washing), *_ = gateway.assets.now(gateway.now_ms() + 900_000, 0.25)
         assert washing.done == 1
         await gateway.settle(700)
         assert names(gateway) == []
 
-    play(tmp_path / "j", scene, keep={"washing"})
+    play(tmp_path / "j", scene, keep={"washing"}, every_s=5.0)
 
 
 def test_variants_of_what_is_measured(tmp_path):

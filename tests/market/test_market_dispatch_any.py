@@ -34,7 +34,7 @@ def scenes(draw):
     return kept, split, base_w + draw(st.integers(-200, 200)), floor
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(scenes())
 def test_any_award(scene):
     kept, split, thought_w, floor = scene
