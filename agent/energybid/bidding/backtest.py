@@ -82,6 +82,11 @@ class Scene:
         return 24 / self.market.steps_per_day
 
     @property
+    def final_price(self) -> float:
+        """What is left at the end is worth: the last day's median, money per MWh."""
+        return max(0.0, float(np.median(self.market.real_time[-self.market.steps_per_day :])))
+
+    @property
     def days(self) -> int:
         """To be walked."""
         return len(self.load_w) // self.market.steps_per_day - self.first_day
@@ -180,8 +185,7 @@ class _Meter:
         walk.stored_wh.append(sum(device.stored_wh() for device in self.devices))
 
     def made(self) -> Walk:
-        price = max(0.0, float(np.median(self._scene.market.real_time[-self._scene.market.steps_per_day :])))
-        self.walk.left = sum(device.left(price) for device in self.devices)
+        self.walk.left = sum(device.left(self._scene.final_price) for device in self.devices)
         return self.walk
 
 
@@ -296,20 +300,19 @@ class _Walker:
 
 
 class _KnownPrices(PriceBook):
-    """All prices of all days; after the last day, that day again."""
+    """All prices of all days, and what is left at their end is worth."""
 
     def __init__(self, scene: Scene) -> None:
         super().__init__()
-        size = scene.market.steps_per_day
-        last = np.tile(scene.market.real_time[-size:], 2 + HORIZON_MS // DAY_MS)
-        self._prices = np.concatenate((scene.market.real_time, last))
+        self._prices, self._later = scene.market.real_time, scene.final_price
         self._begins_ms = (scene.begins - date(1970, 1, 1)).days * DAY_MS
 
     def view(self, begins_ms: int, step_ms: int, now_ms: int) -> View:  # noqa: ARG002 (nothing ages)
         at = (begins_ms - self._begins_ms) // step_ms
         expected = self._prices[at : at + 1 + min(HORIZON_MS // step_ms, STAGES_MAX)]
-        later = float(np.median(expected[-DAY_MS // step_ms :]))
-        return View("known", expected, later, begins_ms % DAY_MS // step_ms, None, None, ("known",), None, None)
+        ends = at + len(expected) == len(self._prices)
+        later = self._later if ends else float(np.median(expected[-DAY_MS // step_ms :]))
+        return View("known", expected, later, begins_ms % DAY_MS // step_ms, None, None, ("known", ends), None, None)
 
 
 def _known_loads(scene: Scene) -> LoadBook:

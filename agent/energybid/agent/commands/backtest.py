@@ -82,10 +82,10 @@ def _drawer(path: Path | None) -> Any:  # noqa: ANN401
     if path is None:
         return None
     try:
-        from energybid.agent.market import picture  # noqa: PLC0415 (Pillow: only who asks for a picture loads it)
+        from energybid.agent.market.picture import save  # noqa: PLC0415 (Pillow: only who asks for a picture loads it)
     except ImportError:
         raise EnergybidError('a picture needs Pillow: pip install "energybid-edge[plot]"') from None
-    return lambda report, scene: picture.save(path, report, scene)
+    return lambda report, scene: save(path, report, scene)
 
 
 def _progress(done: int, of: int) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 from zoneinfo import ZoneInfo
 
+import numpy as np
+
 from energybid.agent.market import plan as plans
 from energybid.agent.market.forming import State, bidding_asset
 from energybid.agent.market.times import window
@@ -99,8 +101,8 @@ class _BatteryDevice(_Device[plans.BatteryPlan]):
         return self._money(plan.charge_wear, max(power_w, 0)) + self._money(plan.discharge_wear, max(-power_w, 0))
 
     def left(self, price: float) -> float:
-        own = self._plan.final_price
-        return max(0.0, self._value - self._plan.reserve_wh) * (price if own is None else own) / MILLION
+        battery = _known(Battery, self.asset(0))
+        return float(battery.final(0, Outlook(self._world.step_h, (), price), np.array([self._value]))[0]) / MILLION
 
     def stored_wh(self) -> float:
         return self._value

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from energybid.bidding.prices import Array
 
 SCALE = 2
-WIDTH, PANEL, GAP, LEFT, RIGHT, TOP = 1200, 190, 46, 96, 24, 52
+WIDTH, PANEL, GAP, LEFT, RIGHT, TOP = 1200, 190, 64, 72, 24, 56
 """Of the finished picture, pixels."""
 INK, GRID_INK, PAPER = "#222222", "#dddddd", "#ffffff"
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9730d", "#999999"
