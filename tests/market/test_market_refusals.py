@@ -3,14 +3,18 @@
 Rounds and prices are what stands behind a gateway's subscriptions, ``market.read`` what stands behind the market's.
 """
 
+import asyncio
 import copy
 from itertools import product
 
+import bidding_site
 import pytest
+from bidding_site import EVERY, TOPICS
 from energybid.agent.market.book import PriceBook
 from energybid.agent.rounds import Reason, RefusedMessageError, Rounds, State
 from energybid.core import cose
 from energybid.core.cose import ES256, PrivateKey
+from energybid.core.entries import MarketKind, MarketReason
 from energybid.core.errors import EvidenceError
 from energybid.sync import market
 from energybid.sync.market import Award, Bid, Confirmation, PriceCurve, Prices, Round, Statement
@@ -235,3 +239,65 @@ def test_whatever_comes_in_whatever_order_only_the_genuine_messages_count_and_on
     assert set(taken) <= set(genuine)
     assert len(taken) == len(set(taken))
     assert gateway.rounds.known[42].state in {State.SETTLED, State.CLOSED}
+
+
+@pytest.mark.untraced
+def test_an_agent_refuses_them_all_and_its_log_accounts_for_each(tmp_path):
+    """Over a broker, into the real agent: altered, forged, foreign and replayed messages among the genuine ones."""
+
+    async def scene(site):
+        sent = 0
+
+        async def hostile(topic, genuine, kind):
+            """Everything that a message may be turned into; paced, for more than a few that wait are dropped."""
+            nonlocal sent
+            flips = [bytearray(genuine) for _ in range(0, 8 * len(genuine), 11)]
+            for number, wrong in enumerate(flips):
+                wrong[number * 11 // 8] ^= 1 << number * 11 % 8
+            read = market.read(kind, genuine, MARKET_KEY.public)
+            forged = [market.sign(read, STRANGER), market.sign(read._replace(market="t/other"), MARKET_KEY), b""]
+            if kind in {Award, Statement}:
+                forged.append(market.sign(read._replace(origin="t/other"), MARKET_KEY))
+            for wrong in (*flips, *forged, genuine[:-1], genuine + b"\0"):
+                site.publish(topic, bytes(wrong))
+                await asyncio.sleep(0.02)
+                sent += 1
+
+        at_ms = site.clock.now_ns() // 1_000_000 + 30_000
+        made = ROUND._replace(market=bidding_site.MARKET, number=1, time_ms=at_ms, gate_ms=at_ms + MINUTE_MS)
+        made = made._replace(begins_ms=at_ms + 2 * MINUTE_MS, duration_ms=MINUTE_MS)
+        announced = market.sign(made, MARKET_KEY)
+        await hostile(EVERY.round, announced, Round)
+        site.publish(EVERY.round, announced)
+        await asyncio.sleep(1)
+        awarded = site.award(send=False)
+        await hostile(TOPICS.award, awarded, Award)
+        assert site.state() == "bid"
+        site.publish(TOPICS.award, awarded)
+        await asyncio.sleep(1)
+        assert site.state() == "awarded"
+        await hostile(TOPICS.award, awarded, Award)
+        site.publish(TOPICS.award, awarded)
+        sent += 1
+        await site.until(220)
+        stated = site.state_money(send=False)
+        await hostile(TOPICS.statement, stated, Statement)
+        assert site.state() == "delivered"
+        site.publish(TOPICS.statement, stated)
+        site.publish(TOPICS.statement, stated)
+        sent += 1
+        await asyncio.sleep(1)
+        status = site.bidder.status()
+        assert site.state() == "settled"
+        assert (sum(status["refused"].values()), status["dropped"]) == (sent, 0)
+        assert status["refused"]["replayed"] == 2
+        return sent, site.entries
+
+    sent, logged = bidding_site.play(tmp_path / "j", scene)
+    assert sent > 500
+    taken = [entry.kind for entry in logged if entry.reason == MarketReason.NONE]
+    names = MarketKind.ROUND, MarketKind.BID, MarketKind.AWARD, MarketKind.CONFIRMATION, MarketKind.STATEMENT
+    assert taken == list(names)
+    assert sum(entry.missed + (entry.reason != MarketReason.NONE) for entry in logged) == sent - 1, (
+        "of all but the last one"
+    )
