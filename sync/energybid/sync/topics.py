@@ -192,7 +192,8 @@ topic write energybid/{FORMAT}/demo/+/statement
 
 Access control keeps strangers from filling the broker; the evidence does not rest on it: batches and receipts are
 signed, and so are the market's messages; whoever can write to a topic can delay them but not forge them. Bids are
-signed, not encrypted: who may read them knows what the sites offer, so let only the market.
+signed, not encrypted, and the status tells of them: who may read them knows what the sites offer, so let only the
+market and the utility.
 
 With mosquitto, set `set_tcp_nodelay true` (else acknowledgements of bursts wait 40 ms), `max_inflight_messages 64`, and
 for the head-end's session a `max_queued_messages` that lasts as long as the head-end may be away; what does not fit is
