@@ -146,11 +146,11 @@ class Site:
         asked = usual_inputs(self.made, "house", programme=text_of(self.made.programme))
         return self.logs.settle(self.made, self.bid, self.award, asked)
 
-    def stated(self, awarded: bytes, ready: Ready, *, more: int = 0) -> bytes:
+    def stated(self, awarded: bytes, ready: Ready, *, more: int = 0, log: bool = True) -> bytes:
         self.counter += 1
         statement = ready.statement(awarded, counter=self.counter, time_ms=self.now_ms)
         signed = market.sign(statement._replace(amount=statement.amount + more), KEYS["market"])
-        return self.told(MarketKind.STATEMENT, signed)
+        return self.told(MarketKind.STATEMENT, signed) if log else signed
 
     def round(self, number: int, begins_ms: int, *, net_w: int) -> Messages:
         """All of one, and one step more."""

@@ -14,7 +14,7 @@ from energybid.core.quantities import Status
 from energybid.sync.bundle import parse_bundle
 from energybid.sync.market import Verdict
 from energybid.sync.recompute import verify
-from energybid.sync.settling import Never, Ready, Waiting, usual_interval_ms
+from energybid.sync.settling import Messages, Never, Ready, Waiting, usual_interval_ms
 from settled_site import KEYS, MIDNIGHT_MS, ORIGIN, QUARTER_MS, STEP_MS, Site
 
 FIRST_MS = MIDNIGHT_MS + 5 * QUARTER_MS
@@ -254,6 +254,32 @@ def test_a_wrong_statement_is_evidence_too(tmp_path, monkeypatch, capsys):
     out = energybid(capsys, "bundle", "--round", 1, "--database", "headend.db", *KEY_OPTIONS, "-o", "x", code=3).out
     assert "the market owes the site 0.09 EUR.\n  amount: 0.09 EUR stated, 0.08 EUR recomputed" in out
     assert "DIFFERS  amount" in energybid(capsys, "verify", "x", *KEY_OPTIONS, code=3).out
+    site.close()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_award_that_the_gateway_refused_is_told(tmp_path, monkeypatch, capsys, again):
+    """The market settles it all the same; a copy that came again is refused and means nothing."""
+    site = Site(tmp_path)
+    site.run(FIRST_MS - 2 * STEP_MS)
+    announced = site.announced(1, FIRST_MS)
+    bidden = site.bidden(announced)
+    site.run(FIRST_MS - STEP_MS)
+    awarded = site.awarded(bidden, 500, log=again)
+    site.run(FIRST_MS)
+    site.told(MarketKind.AWARD, awarded, MarketReason.REPLAYED if again else MarketReason.LATE)
+    site.run(FIRST_MS + QUARTER_MS + STEP_MS)
+    ready = site.settled()
+    messages = Messages(announced, bidden, awarded, None, site.stated(awarded, ready, log=again))
+    (tmp_path / "x").write_bytes(site.logs.bundle(messages, ready.inputs).encode())
+    monkeypatch.chdir(tmp_path)
+    out = energybid(capsys, "verify", "x", *KEY_OPTIONS, code=0 if again else 3).out
+    assert ("in the log: the gateway refused award at" in out) == (not again)
+    assert ("award REFUSED (late): entry" in out) == (not again)
+    if not again:
+        err = energybid(capsys, "bundle", "--round", 1, "--journal", "journal.db", "-o", "y", code=1).err
+        assert "round 1: its award was refused: late" in err
+    assert ("award was there before the interval began: the bundle has no entry of the" in out) == (not again)
     site.close()
 
 

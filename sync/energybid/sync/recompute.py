@@ -31,6 +31,7 @@ from energybid.core.timeline import Corrected, Timeline
 from energybid.core.tree import leaf_hash, verify_consistency, verify_inclusion
 from energybid.sync import market
 from energybid.sync.bundle import Bundle, Inputs, LogPart, need, parse_bundle, parse_inputs
+from energybid.sync.logged import REASONS
 from energybid.sync.market import Award, Bid, Confirmation, Pricing, Round, Statement, Verdict
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Signer(NamedTuple):
 
 
 class Logged(NamedTuple):
-    """A message that is an entry of the gateway's log, as one that counts."""
+    """A message that is an entry of the gateway's log."""
 
     what: str
     """round, bid, award, confirmation or statement."""
@@ -59,6 +60,8 @@ class Logged(NamedTuple):
     """When it was about to be sent, or had come, by the gateway's clock."""
     receipt_ms: int | None
     """When the head-end had stored it at the latest, by its own clock; None: without a receipt nobody knows."""
+    reason: int
+    """MarketReason: 0 the gateway took it, or made it; else why it refused it."""
 
 
 class Proven(NamedTuple):
@@ -76,7 +79,7 @@ class Proven(NamedTuple):
     loads: Mapping[int, Load]
     """From the readings, for every interval that the programme may ask for."""
     logged: tuple[Logged, ...]
-    """The messages of which the bundle has the log's entries, in the order of that log."""
+    """The messages of which the bundle has the log's entries, in the order of the round."""
 
 
 class Check(NamedTuple):
@@ -315,18 +318,23 @@ def _logged(
     checkpoints: Sequence[Checkpoint],
     receipts: Sequence[Receipt | None],
 ) -> tuple[Logged, ...]:
-    """The bundle's messages among the log's entries."""
+    """The bundle's messages among the log's entries: where one was taken, that; else where it was refused first."""
     wanted = {(kind, message): what for what, kind in _KINDS if (message := getattr(bundle, what)) is not None}
-    found = []
+    found: dict[str, Logged] = {}
     for epoch, log in entries.items():
         timeline = _timeline(log.items())
         bounds = [(c.size, r.time_ms) for c, r in zip(checkpoints, receipts, strict=True) if r and c.epoch == epoch]
         for sequence, entry in sorted(log.items()):
-            if isinstance(entry, MarketMessage) and entry.reason == MarketReason.NONE:
-                what = wanted.pop((entry.kind, entry.message), None)
+            if isinstance(entry, MarketMessage) and (entry.kind, entry.message) in wanted:
+                what = wanted[entry.kind, entry.message]
                 by_ms = min((time_ms for size, time_ms in bounds if size > sequence), default=None)
-                found += [] if what is None else [Logged(what, epoch, sequence, timeline.correct(entry), by_ms)]
-    return tuple(found)
+                this = Logged(what, epoch, sequence, timeline.correct(entry), by_ms, entry.reason)
+                found[what] = min(found.get(what, this), this, key=_is_refused)
+    return tuple(found[what] for what, _ in _KINDS if what in found)
+
+
+def _is_refused(logged: Logged) -> bool:
+    return logged.reason != MarketReason.NONE
 
 
 def _timeline(entries: Iterable[tuple[int, Entry]]) -> Timeline:
@@ -420,12 +428,16 @@ def _terms_checks(proven: Proven, programme: baseline_rules.Programme) -> list[C
 
 
 def _order_check(logged: Sequence[Logged]) -> list[Check]:
-    """A log that holds several of the messages holds them in their order."""
+    """The gateway refused none of the messages, and a log that holds several of them holds them in their order."""
+    refused = list(filter(_is_refused, logged))
+    if refused:
+        why = ", ".join(f"{each.what} at {each.sequence}: {REASONS.get(each.reason, each.reason)}" for each in refused)
+        return [Check("in the log", agrees=False, said=f"the gateway refused {why}")]
     order = [what for what, _ in _KINDS]
     places = [(order.index(each.what), each.epoch, each.sequence) for each in logged]
     pairs = [(a, b) for a in places for b in places if a[0] < b[0] and a[1] == b[1]]
-    said = ", ".join(f"{each.what} at {each.sequence}" for each in logged)
-    return [Check("order in the log", all(a[2] < b[2] for a, b in pairs), said)] if pairs else []
+    said = "in their order: " + ", ".join(f"{each.what} at {each.sequence}" for each in logged)
+    return [Check("in the log", all(a[2] < b[2] for a, b in pairs), said)] if pairs else []
 
 
 def _loads_check(proven: Proven) -> Check:

@@ -175,6 +175,11 @@ class Logs:
         found = (entry for index in self._indices.values() for _, entry in sorted(index.messages.items()))
         return [entry.message for entry in found if entry.kind == kind and entry.reason == MarketReason.NONE]
 
+    def refused(self, kind: int) -> list[tuple[int, bytes]]:
+        """(``MarketReason``, message) of a kind that the gateway refused, oldest first."""
+        found = (entry for index in self._indices.values() for _, entry in sorted(index.messages.items()))
+        return [(e.reason, e.message) for e in found if e.kind == kind and e.reason != MarketReason.NONE]
+
     def settled(self) -> dict[RoundName, Messages]:
         """Every round of which the log holds the statement and all that it answers; the last statement counts."""
         by_hash = {
@@ -220,9 +225,11 @@ class Logs:
         return Bundle(*messages, inputs.encode(), tuple(parts))
 
     def _told(self, epoch: bytes, messages: Messages) -> set[int]:
-        """Sequences of the round's messages up to the confirmation: the statement is its own evidence."""
+        """Sequences of the round's messages up to the confirmation, even if refused: the statement tells by itself."""
         entries = sorted(self._indices[epoch].messages.items(), reverse=True)
-        found = {entry.message: sequence for sequence, entry in entries if entry.reason == MarketReason.NONE}
+        refused = {entry.message: sequence for sequence, entry in entries}
+        taken = {entry.message: sequence for sequence, entry in entries if entry.reason == MarketReason.NONE}
+        found = refused | taken
         return {found[message] for message in messages[:4] if message in found}
 
     def _newest_ms(self, obis: bytes) -> int | None:

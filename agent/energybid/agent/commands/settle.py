@@ -19,6 +19,7 @@ from energybid.core import cose, exit_codes
 from energybid.core.errors import ConfigurationError, EnergybidError, EvidenceError
 from energybid.sync import market
 from energybid.sync.bundle import FILE_MAX, Bundle, parse_bundle, parse_inputs
+from energybid.sync.logged import REASONS
 from energybid.sync.market import Award, Bid, Conduct, Confirmation, Round, Statement, Verdict
 from energybid.sync.recompute import Outcome, verify
 
@@ -203,6 +204,7 @@ def _logged_facts(outcome: Outcome) -> list[dict[str, Any]]:
         {
             "message": each.what,
             "entry": each.sequence,
+            "refused": REASONS.get(each.reason, str(each.reason)) if each.reason else None,
             "time": moment_text(each.time.time_ms),
             "uncertain_ms": each.time.uncertainty_ms,
             "stored_by": None if each.receipt_ms is None else moment_text(each.receipt_ms),
@@ -220,12 +222,12 @@ def _deadlines(outcome: Outcome) -> dict[str, tuple[str, int]]:
 
 def _not_shown(outcome: Outcome) -> list[str]:
     """What the log does not show of when the bid and the award were there."""
-    logged = {each.what: each for each in outcome.proven.logged}
+    logged = {each.what: each for each in outcome.proven.logged if not each.reason}
     said = []
     for what, (moment, deadline_ms) in _deadlines(outcome).items():
         entry = logged.get(what)
         if entry is None:
-            why = "the bundle has no entry of it from the gateway's log"
+            why = "the bundle has no entry of the gateway's log by which it was taken"
         elif entry.receipt_ms is None:
             why = "the bundle has no receipt over its entry"
         elif entry.receipt_ms > deadline_ms:
@@ -328,7 +330,8 @@ def _adjustment_words(adjustment: dict[str, Any]) -> str:
 
 def _logged_words(logged: list[dict[str, Any]]) -> list[str]:
     lines = [
-        f"  * {each['message']}: entry {each['entry']}, {each['time']} by the gateway's clock; "
+        f"  * {each['message']}{' REFUSED (' + each['refused'] + ')' if each['refused'] else ''}:"
+        f" entry {each['entry']}, {each['time']} by the gateway's clock; "
         + (f"the head-end had it by {each['stored_by']}" if each["stored_by"] else "without receipt")
         for each in logged
     ]

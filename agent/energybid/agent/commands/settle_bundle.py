@@ -20,6 +20,7 @@ from energybid.core.entries import Declaration, MarketKind
 from energybid.core.errors import ConfigurationError, EnergybidError, EvidenceError
 from energybid.sync import market
 from energybid.sync.bundle import parse_inputs
+from energybid.sync.logged import REASONS
 from energybid.sync.market import Award, Bid, Round, Statement
 from energybid.sync.recompute import rehearse, verify
 from energybid.sync.settling import IMPORT, Logs, Messages, Ready, Waiting, usual_inputs, usual_interval_ms
@@ -291,12 +292,20 @@ class _Maker:
                 "nothing was awarded" if award.verdict else "its statement has not come yet: the market has not settled"
             )
         if MarketKind.BID in known:
-            return "no award came for its bid"
+            return self._refused(number) or "no award came for its bid"
         if MarketKind.ROUND in known:
             return "announced, and no bid was made"
         numbers = sorted(number for _, number in self._settled)
         there = f"settled are {len(numbers)}, from {numbers[0]} to {numbers[-1]}" if numbers else "none is settled"
         return f"not in this log; of those in it {there}{'; ' + _older(pruned=True) if self.pruned else ''}"
+
+    def _refused(self, number: int) -> str | None:
+        """Why the gateway refused the first award that came for a round."""
+        for reason, message in self._any.refused(MarketKind.AWARD):
+            with suppress(EvidenceError):
+                if market.told(Award, message).number == number:
+                    return f"its award was refused: {REASONS.get(reason, reason)}"
+        return None
 
     def _known(self, number: int) -> dict[int, bytes]:
         """The last message of each kind about a round."""
