@@ -810,6 +810,22 @@ def test_a_round_takes_over_from_the_local_plan_and_gives_back(tmp_path):
     assert after - begun == pytest.approx(60, abs=1)
 
 
+def test_a_round_that_was_announced_late_ends_the_local_plan(tmp_path):
+    async def scene(site):
+        site.prices()
+        await asyncio.sleep(2)
+        now_ms = site.clock.now_ns() // 1_000_000
+        site.round(gate_ms=now_ms + 20_000, begins_ms=now_ms + 30_000)
+        await asyncio.sleep(3)
+        site.award()
+        await site.until(60)
+        return site
+
+    site = play(tmp_path / "j", scene)
+    assert site.dispatcher.brief == [(1.0, 1_000, "SCHEDULE"), (33.0, 0, "MARKET")]
+    assert site.dispatcher.over[0] == (33.0, 1_000, "SCHEDULE")
+
+
 # ---------------------------------------------------------------- the agent around it
 
 

@@ -1,7 +1,10 @@
 """The bidder's parts on their own: price book, splits, outbox, the planner's desk, what the journal holds."""
 
 import asyncio
+import os
 import random
+import subprocess
+import sys
 
 import apsw
 import pytest
@@ -438,3 +441,18 @@ def test_a_journal_of_several_epochs_is_walked_through(tmp_path):
         assert [site.state(number) for number in (1, 2)] == ["bid", "announced"]
 
     play(tmp_path / "j", scene)
+
+
+# ---------------------------------------------------------------- what is loaded
+
+
+def test_a_market_loads_numpy_and_nothing_else_that_is_heavy():
+    probe = (
+        "import sys; import energybid.agent.process, energybid.agent.market.start, energybid.drivers.modbus.driver\n"
+        "heavy = {'pydantic', 'pydantic_core', 'sqlite_utils', 'rich', 'amqtt', 'numpy', 'scipy', 'highspy',"
+        " 'importlib.metadata', 'energybid.simulator', 'energybid.bidding.backtest', 'shtab'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    done = subprocess.run([sys.executable, "-c", probe], env=bare, capture_output=True, text=True, check=True)
+    assert done.stdout == "['numpy']\n"

@@ -135,10 +135,7 @@ class Deliveries:
         """Follow the local plan where no round's interval is now, until cancelled."""
         while True:
             self._floor.news.clear()
-            now_ms = self._floor.now_ms()
-            pause_s = AGAIN_S
-            if self._floor.rounds.at(now_ms) is None:
-                pause_s = await self._slot(now_ms)
+            pause_s = await self._slot(self._floor.now_ms())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._floor.news.wait()
@@ -170,7 +167,7 @@ class Deliveries:
             self._floor.news.clear()
 
     def _virtual(self, now_ms: int) -> Round | None:
-        """What is left of the slot before the next round; None without prices, or where nothing is left."""
+        """What is left of the slot before the next round; None without prices, within a round, or just before it."""
         prices = self._floor.book.current(now_ms)
         ends_ms = min(
             [now_ms - now_ms % SLOT_MS + SLOT_MS, *(known.round.begins_ms for known in self._floor.rounds.upcoming)]
