@@ -1,12 +1,15 @@
-"""Following an award in virtual time: what the devices are told, what the site's meter shows, and what is said of it."""
+"""Following an award in virtual time: what devices are told, what the site's meter shows, and what is said of it."""
 
 import asyncio
+from dataclasses import replace
+from fractions import Fraction
 from math import sin
 
 import pytest
 from energybid.agent.control import Owner, Rank
+from energybid.agent.market import plan as plans
 from energybid.sync.market import Conduct
-from floors import Floor, play
+from floors import Floor, example_plan, play
 
 
 def now():
@@ -176,3 +179,164 @@ def test_an_agent_that_ends_lets_go(tmp_path):
         assert gateway.writes("battery")[-1] == 0
 
     play(tmp_path / "j", scene, keep={"battery"})
+
+
+def with_assets(**left_out):
+    """A plan in which some assets differ."""
+
+    def changed(plan):
+        assets = tuple(replace(asset, **left_out.get(asset.name, {})) for asset in plan.market.assets)
+        return replace(plan, market=replace(plan.market, assets=assets))
+
+    return changed
+
+
+def test_who_follows_next_takes_over_at_once(tmp_path):
+    async def scene(gateway):
+        first = asyncio.create_task(follow(gateway, -2000, {"battery": -2600}))
+        await asyncio.sleep(10)
+        second = asyncio.create_task(follow(gateway, 1600, {"battery": 1000}, rank=Rank.SCHEDULE))
+        await asyncio.sleep(2)
+        assert first.done()
+        assert gateway.writes("battery")[-1] == 1000
+        await second
+        assert 0 not in gateway.writes("battery")
+
+    play(tmp_path / "j", scene, keep={"battery"}, changes=with_assets(battery={"ramp_w_per_s": 0.0}))
+
+
+def test_it_may_be_called_before_the_interval_and_after_its_begin(tmp_path):
+    async def scene(gateway):
+        begins_ms = gateway.now_ms() + 20_000
+        task = asyncio.create_task(
+            gateway.dispatcher.follow(-2000, {"battery": -2600}, begins_ms, begins_ms + 60_000, Rank.MARKET)
+        )
+        await asyncio.sleep(19)
+        assert gateway.writes("battery") == []
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(21)
+        begin_s = now()
+        late = await gateway.dispatcher.follow(-2000, {"battery": -2600}, begins_ms, begins_ms + 60_000, Rank.MARKET)
+        assert late.conduct == Conduct.FOLLOWED
+        # 20 s went by with 600 W: the rest makes them good, as far as the battery can
+        assert gateway.floor.mean_w(begin_s - 20, now()) == pytest.approx(-2000, abs=60)
+
+    play(tmp_path / "j", scene, keep={"battery"})
+
+
+def test_who_joins_after_a_restart_begins_to_count_then(tmp_path):
+    async def scene(gateway):
+        begins_ms = gateway.now_ms() - 600_000
+        begin_s = now()
+        await gateway.dispatcher.follow(-2000, {"battery": -2600}, begins_ms, begins_ms + 660_000, Rank.MARKET)
+        assert gateway.floor.mean_w(begin_s, now()) == pytest.approx(-2000, abs=60)
+
+    play(tmp_path / "j", scene, keep={"battery"})
+
+
+def test_without_the_sites_meter_the_split_is_followed(tmp_path):
+    async def scene(gateway):
+        gateway.floor.deaf.add("house")
+        await asyncio.sleep(30)
+        done, *_ = await follow(gateway, -2000, {"battery": -2600})
+        assert done == (Conduct.FOLLOWED, "followed: not measured")
+        assert gateway.writes("battery")[-1] == -2600
+
+    play(tmp_path / "j", scene, keep={"battery"})
+
+
+def test_a_meter_without_energy_registers_is_enough(tmp_path):
+    def changes(plan):
+        return replace(plan, market=replace(plan.market, imported=None))
+
+    async def scene(gateway):
+        _, begin_s, end_s = await follow(gateway, -2000, {"battery": -2600})
+        assert gateway.floor.mean_w(begin_s, end_s) == pytest.approx(-2000, abs=60)
+
+    play(tmp_path / "j", scene, keep={"battery"}, changes=changes)
+
+
+def test_what_makes_a_device_obey_is_held_as_long_as_the_device_is(tmp_path):
+    control = replace(example_plan().market.assets[0].control, enable=(("load/shed", Fraction(3)),))
+
+    async def scene(gateway):
+        await follow(gateway, -2000, {"battery": -2600})
+        assert gateway.writes("load") == [3]
+        await asyncio.sleep(5)
+        assert gateway.writes("load") == [3, 0]
+        assert gateway.writes("battery")[-1] == 0
+
+    floor = Floor()
+    floor.there = {"battery", "load"}
+    play(
+        tmp_path / "j", scene, floor, keep={"battery", "ventilation"}, changes=with_assets(battery={"control": control})
+    )
+
+
+def test_an_asset_that_is_gone_from_the_configuration_is_not_moved(tmp_path):
+    async def scene(gateway):
+        done, *_ = await follow(gateway, 600, {"battery": 0, "gone": 500})
+        assert done.conduct == Conduct.FOLLOWED
+
+    play(tmp_path / "j", scene, keep={"battery"})
+
+
+def test_a_room_that_is_too_warm_is_not_heated(tmp_path):
+    floor = Floor()
+    floor.temperature_c, floor.outside_c = 24.99, 15.0
+    model = plans.ThermalModelPlan(time_constant_h=30.0, kelvin_per_w=0.006, free_k=1.0)
+    switch = {"on": Fraction(3000), "least_w": 3000, "model": model}
+
+    async def scene(gateway):
+        await follow(gateway, 3600, {"heating": 3000}, seconds=240)
+        numbers = gateway.writes("heat-pump")
+        assert numbers[:2] == [3000, 0]
+        assert gateway.floor.temperature_c < 25.1
+
+    play(tmp_path / "j", scene, floor, keep={"heating"}, changes=with_assets(heating=switch))
+
+
+def test_a_charger_without_a_car_and_a_run_that_waits_are_left_alone(tmp_path):
+    floor = Floor()
+    floor.plugged = False
+
+    async def scene(gateway):
+        done, *_ = await follow(gateway, 600, {"car": 0, "washing": 0}, rank=Rank.SCHEDULE)
+        assert done.conduct == Conduct.FOLLOWED
+        assert gateway.writes("wallbox") == gateway.writes("machine") == []
+        floor.plugged = True
+        await gateway.settle(5)
+        await follow(gateway, 600, {"car": 0, "washing": 0}, rank=Rank.SCHEDULE)
+        assert gateway.writes("wallbox") == [0]
+
+    play(tmp_path / "j", scene, floor, keep={"car", "washing"})
+
+
+def test_a_roof_is_limited_and_a_roof_that_may_not_be_is_let_be(tmp_path):
+    async def scene(gateway):
+        await follow(gateway, -1400, {"roof": -2000}, rank=Rank.SCHEDULE)
+        assert gateway.writes("roof") == [2000]
+        await asyncio.sleep(5)
+        assert gateway.writes("roof")[-1] == 1_000_000
+
+    for curtailable, numbers in ((True, scene), (False, None)):
+
+        async def free(gateway):
+            gateway.assets.now(gateway.now_ms(), 1 / 60)
+            await follow(gateway, -2400, {"roof": -3000}, rank=Rank.SCHEDULE)
+            assert gateway.writes("roof") == [1_000_000]
+
+        changes = with_assets(roof={"curtailable": curtailable})
+        play(tmp_path / f"{curtailable}", numbers or free, Floor(sun_w=3000.0), keep={"roof"}, changes=changes)
+
+
+def test_a_device_that_moves_slowly_is_given_its_time(tmp_path):
+    async def scene(gateway):
+        gateway.floor.obeys["battery"] = 0.5
+        done, *_ = await follow(gateway, -2000, {"battery": -2600})
+        return done
+
+    slow = with_assets(battery={"settle_s": 300.0})
+    assert play(tmp_path / "a", scene, keep={"battery"}, changes=slow).conduct == Conduct.FOLLOWED

@@ -317,7 +317,7 @@ class _Job:
             return _followed(conduct, f"{worst.name}: {worst.why}")
         found = self._account.energy_ws(self._loop.time()) if self._account else None
         if found is None:
-            return _followed(Conduct.FOLLOWED, "followed, not measured")
+            return _followed(Conduct.FOLLOWED, "followed: not measured")
         energy_ws, since_s = found
         mean_w = energy_ws / max(self._loop.time() - since_s, TICK_MIN_S)
         return _followed(Conduct.FOLLOWED, f"followed: {mean_w:.0f} W of {self.target_w} W")
