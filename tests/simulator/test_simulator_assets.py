@@ -1,9 +1,14 @@
 """Devices that do what is written to them: energy is conserved to the microjoule, whoever looks how often."""
 
+import struct
 from fractions import Fraction
 from random import Random
 
 import pytest
+from energybid.agent.cli import main
+from energybid.core.errors import ConfigurationError
+from energybid.core.settings import check
+from energybid.drivers.profile import load_profile
 from energybid.simulator.asset_loads import DONE, READY, RUNNING, Load, LoadType, Machine, MachineType, Pv, PvType
 from energybid.simulator.asset_stores import (
     PERMILLE,
@@ -26,8 +31,11 @@ from energybid.simulator.assets import (
     TEMPERATURE,
     Asset,
 )
+from energybid.simulator.config import BusFile
 from energybid.simulator.connection import Connection
 from energybid.simulator.household import UJ_PER_WH, Household, Site
+from energybid.simulator.meters import device_profile
+from energybid.simulator.serve import Sites, make_bus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -241,6 +249,119 @@ def test_a_plant_gives_its_light_up_to_the_limit():
     assert plant.flow().power_mw == -700_000
     plant.run_to(plant.at_ms + chance.randrange(HOUR) + 12 * HOUR)
     assert plant.flow().power_mw == 0
+
+
+# ---------------------------------------------------------------- on a bus
+
+ASSETS = {
+    "battery": {"kind": "battery", "capacity_wh": 10_000, "charge_w": 5_000, "discharge_w": 5_000},
+    "wallbox": {"kind": "wallbox"},
+    "pump": {"kind": "heat-pump", "least_w": 800, "most_w": 3_000},
+    "machine": {"kind": "machine", "profile_w": [2_000, 100], "step": "1 min"},
+    "load": {"kind": "load", "power_w": 3_000, "parts_w": [1_000, 500]},
+    "sun": {"kind": "pv", "peak_w": 6_000},
+}
+HOUSE = {"name": "house", "unit": 1, "profile": "kostal-ksem", "begin": "11 h", "assets": list(ASSETS)}
+DEVICES = [{"name": name, "unit": n, "asset": asset} for n, (name, asset) in enumerate(ASSETS.items(), 2)]
+
+
+def bus_file(*meters, **more):
+    bus = {"name": "p", "kind": "modbus-tcp", "meter": list(meters), **more}
+    return check("bus.toml", {"bus": [bus]}, BusFile)
+
+
+class Line:
+    """Requests to a bus, at moments of the replay."""
+
+    def __init__(self, file):
+        self.at_ms = 0
+        sites = Sites(file)
+        self.buses = [make_bus(bus, file.seed, lambda: self.at_ms, sites) for bus in file.bus]
+        self.names = {s.name: s.device for bus in self.buses for s in bus.stations}
+
+    def read(self, meter, quantity):
+        """A number of a meter, in its unit."""
+        device = self.names[meter]
+        loaded = load_profile(device_profile(f"simulated-{quantity[0]}")) if isinstance(quantity, tuple) else KSEM
+        name = quantity[1] if isinstance(quantity, tuple) else quantity
+        register = next(register for register in loaded.registers if register.name == name)
+        answer = device.respond(
+            struct.pack(">BHH", register.function, register.first, register.end - register.first), self.at_ms
+        )
+        raw = int.from_bytes(answer[2:], "big", signed=register.type.startswith("int"))
+        return raw * register.scale
+
+    def write(self, meter, words):
+        data = words.to_bytes(4 if meter in {"battery", "pump", "sun"} else 2, "big", signed=True)
+        head = struct.pack(">BHHB", 16, 100, len(data) // 2, len(data))
+        return self.names[meter].respond(head + data, self.at_ms)
+
+
+KSEM = load_profile("kostal-ksem")
+
+
+def test_what_is_written_to_a_device_is_seen_at_its_meter_and_at_the_house():
+    line = Line(bus_file(HOUSE, *DEVICES))
+    before = line.read("house", "power-import") - line.read("house", "power-export")
+    assert line.write("battery", 2_000) == struct.pack(">BHH", 16, 100, 2)
+    line.write("load", 2)
+    line.write("sun", 0)
+    line.at_ms = RESPONSE_MS
+    assert line.read("battery", ("battery", "power")) == 2_000
+    assert line.read("load", ("load", "power")) == 1_500
+    assert line.read("sun", ("pv", "power")) == 0
+    assert line.read("battery", ("battery", "state-of-charge")) == Fraction(1, 2)
+    devices = sum(line.read(name, (kind, "power")) for name, kind in PROFILES.items())
+    assert devices == 2_000 + 4_140 + 1_500
+    line.at_ms = HOUR
+    assert line.read("battery", ("battery", "energy-import")) == pytest.approx(2_000, abs=1)
+    assert line.read("wallbox", ("wallbox", "plugged")) == 1
+    assert line.read("machine", ("machine", "state")) == READY
+    assert line.read("pump", ("heat-pump", "temperature")) > 19
+    assert line.read("house", "power-import") != before
+    assert line.write("load", 16)[0] == 16 | 0x80
+    assert line.names["battery"].respond(struct.pack(">BHH", 3, 100, 2), HOUR)[2:] == (2_000).to_bytes(4, "big")
+
+
+PROFILES = {"battery": "battery", "wallbox": "wallbox", "pump": "heat-pump", "machine": "machine", "load": "load",
+            "sun": "pv"}  # fmt: skip
+
+
+def test_a_device_that_no_meter_measures_stands_alone():
+    line = Line(bus_file(DEVICES[4]))
+    line.at_ms = HOUR
+    assert line.read("load", ("load", "energy-import")) == 3_000
+
+
+@pytest.mark.parametrize(
+    ("meters", "says"),
+    [
+        ([{**HOUSE, "assets": ["nobody"]}], "nobody is no device here"),
+        ([HOUSE, {**HOUSE, "name": "other", "unit": 9}, *DEVICES], "battery: several meters measure it"),
+        ([{"name": "x", "unit": 1}], "one of profile, dump and asset"),
+        ([{**DEVICES[0], "profile": "kostal-ksem"}], "one of profile, dump and asset"),
+        ([{**DEVICES[0], "assets": ["sun"]}, DEVICES[5]], "only a meter with a profile"),
+        ([{**HOUSE, "pv_peak_w": 100}, *DEVICES], "write an asset of kind pv"),
+        ([{**HOUSE, "profile": "sunspec:203", "assets": []}, {**DEVICES[0], "asset": {"kind": "toaster"}}], "kind"),
+    ],
+)
+def test_what_does_not_fit_is_named(meters, says):
+    with pytest.raises(ConfigurationError, match=says):
+        bus_file(*meters)
+
+
+def test_a_meter_and_its_devices_live_at_one_pace():
+    fast = {"name": "fast", "kind": "modbus-tcp", "speed": 60, "meter": [HOUSE]}
+    slow = {"name": "slow", "kind": "modbus-tcp", "meter": DEVICES}
+    with pytest.raises(ConfigurationError, match="battery is on a bus of another speed"):
+        check("bus.toml", {"bus": [fast, slow]}, BusFile)
+
+
+def test_the_profiles_are_written_for_gateways(tmp_path, capsys):
+    assert main(["simulate", "profiles", str(tmp_path / "new")]) == 0
+    assert capsys.readouterr().out.count(".toml") == 6
+    for path in (tmp_path / "new").iterdir():
+        assert load_profile(str(path)).writables
 
 
 def test_devices_without_a_household_are_a_site_too():

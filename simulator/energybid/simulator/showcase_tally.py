@@ -3,7 +3,10 @@
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROUNDS_SHOWN = 4
 
@@ -25,6 +28,8 @@ class Tally:
         """Nothing yet."""
         self.counts: Counter[str] = Counter()
         """Of events, and of ``awarded``."""
+        self.on_event: Callable[[dict[str, Any]], None] = lambda _: None
+        """Told of each."""
         self.delivered_wh = 0
         self.paid = Decimal(0)
         self.currency = ""
@@ -37,6 +42,7 @@ class Tally:
     def take(self, event: dict[str, Any]) -> None:
         """One line."""
         self.counts[event["event"]] += 1
+        self.on_event(event)
         match event["event"]:
             case "cleared":
                 self._cleared(event)

@@ -187,6 +187,8 @@ class MarketFile(Settings):
         twice = [origin for origin, count in counts.items() if count > 1]
         if twice:
             raise ValueError(f"gateway: listed more than once: {', '.join(twice)}")
+        if self.market.headend is not None and self.round.every % 60:
+            raise ValueError("round.every: only whole minutes are settled; leave market.headend out for others")
         return self
 
 
