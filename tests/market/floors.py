@@ -16,6 +16,7 @@ from energybid.agent.market.dispatch import make
 from energybid.agent.polling import BusPoller
 from energybid.core.errors import NoReplyError
 from energybid.core.ports import Sample
+from energybid.core.quantities import Status
 from energybid.drivers.modbus.decode import decode_writable, encode_writable
 from energybid.drivers.profile import load_profile
 from energybid.simulator.virtual import VirtualClock, run
@@ -59,6 +60,8 @@ class Floor:
         self.at_s = None
         self.deaf = set()
         """Meters that do not answer."""
+        self.unread = set()
+        """Quantities that are not available."""
         self.silent = set()
         """Meters that take no writes."""
         self.log = []
@@ -153,13 +156,16 @@ class FloorDriver:
             raise NoReplyError("no reply")
         self._floor.advance(at_s)
         number, names = self._floor.values(meter.name, at_s), names_of(meter.profile.removesuffix(".toml"))
-        values = tuple(
+        values = [
             int(number(names[str(q.obis)]) // 10**q.exponent)
             if q.cumulative
             else round(number(names[str(q.obis)]) / 10**q.exponent)
             for q in meter.groups[group].quantities
-        )
-        return Sample(self._clock.now_ns() // 1_000_000, 20, int(at_s * 1000), values, None)
+        ]
+        unread = [names[str(q.obis)] in self._floor.unread for q in meter.groups[group].quantities]
+        values = tuple(None if gone else value for gone, value in zip(unread, values, strict=True))
+        status = tuple(Status.NOT_AVAILABLE if gone else Status.OK for gone in unread) if any(unread) else None
+        return Sample(self._clock.now_ns() // 1_000_000, 20, int(at_s * 1000), values, status)
 
     async def poll_together(self, meter, groups):
         return [await self.poll(meter, group) for group in groups]

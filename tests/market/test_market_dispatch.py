@@ -1,15 +1,18 @@
 """Following an award in virtual time: what devices are told, what the site's meter shows, and what is said of it."""
 
 import asyncio
+import json
 from dataclasses import replace
 from fractions import Fraction
 from math import sin
 
 import pytest
+from energybid.agent.cli import main
 from energybid.agent.control import Owner, Rank
 from energybid.agent.market import plan as plans
 from energybid.sync.market import Conduct
 from floors import Floor, example_plan, play
+from sites import site
 
 
 def now():
@@ -340,3 +343,29 @@ def test_a_device_that_moves_slowly_is_given_its_time(tmp_path):
 
     slow = with_assets(battery={"settle_s": 300.0})
     assert play(tmp_path / "a", scene, keep={"battery"}, changes=slow).conduct == Conduct.FOLLOWED
+
+
+def test_a_battery_of_which_nobody_knows_the_charge_rests(tmp_path):
+    async def scene(gateway):
+        gateway.floor.deaf.add("battery")
+        done, *_ = await follow(gateway, -2000, {"battery": -2600}, seconds=120)
+        assert done == (Conduct.FAILED, "battery: no reply")
+        gateway.floor.deaf.clear()
+        await asyncio.sleep(310)
+        gateway.floor.unread.add("state-of-charge")
+        done, *_ = await follow(gateway, -2000, {"battery": -2600}, seconds=120)
+        assert done == (Conduct.FAILED, "battery: battery/state-of-charge is not known")
+
+    play(tmp_path / "j", scene, keep={"battery"})
+
+
+def test_the_check_names_the_assets(tmp_path, capsys):
+    path = site(tmp_path)
+    assert main(["config", "check", "-c", str(path)]) == 0
+    assert "asset  car  ev  set by wallbox/current-limit\n" in capsys.readouterr().out
+    assert main(["config", "check", "-c", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["market"]["assets"][0] == {
+        "name": "battery",
+        "kind": "battery",
+        "set": "battery/power",
+    }

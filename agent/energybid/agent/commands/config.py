@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from energybid.agent.config import load_plan
+from energybid.agent.market.plan import AssetPlan
 from energybid.agent.plan import AgentPlan
 from energybid.core import exit_codes
 
@@ -37,8 +38,15 @@ def run(arguments: argparse.Namespace) -> int:
                 sys.stdout.write(
                     f"{bus.name}  unit {meter.unit:3}  {meter.name}  {meter.profile}  {count} quantities\n"
                 )
+        for asset in plan.market.assets if plan.market else ():
+            sys.stdout.write(f"asset  {asset.name}  {asset_kind(asset)}  set by {asset.control.point}\n")
         sys.stdout.write(f"{arguments.config}: no fault\n")
     return exit_codes.OK
+
+
+def asset_kind(asset: AssetPlan) -> str:
+    """As ``[[market.asset]]`` calls it."""
+    return type(asset).__name__.removesuffix("Plan").lower()
 
 
 def describe(plan: AgentPlan) -> dict[str, object]:
@@ -69,4 +77,15 @@ def describe(plan: AgentPlan) -> dict[str, object]:
             }
             for bus in plan.buses
         ],
+        "market": plan.market
+        and {
+            "name": plan.market.name,
+            "meter": plan.market.meter,
+            "import_limit_w": plan.market.import_limit_w,
+            "export_limit_w": plan.market.export_limit_w,
+            "assets": [
+                {"name": asset.name, "kind": asset_kind(asset), "set": asset.control.point}
+                for asset in plan.market.assets
+            ],
+        },
     }

@@ -190,11 +190,16 @@ class _Job:
         now_s, assets = self._loop.time(), self.of.assets
         assets.look()
         for mover in self.movers:
-            above = self.of.control.held_above(mover.plan.control.point, self.rank)
-            mover.look(now_s, self._tick_s, "" if above is None else above.name)
+            mover.look(now_s, self._tick_s, self._overridden_by(mover))
         self._aim(self._base_w())
         for mover in self.movers:
             self._move(mover, now_s)
+
+    def _overridden_by(self, mover: Mover) -> str:
+        control = mover.plan.control
+        points = (control.point, *(point for point, _ in control.enable))
+        owners = (self.of.control.held_above(point, self.rank) for point in points)
+        return next((owner.name for owner in owners if owner), "")
 
     def _base_w(self) -> float | None:
         """Net import of what is not moved."""

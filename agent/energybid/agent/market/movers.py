@@ -24,6 +24,8 @@ BAND_W, BAND = 10.0, 0.005
 """Corrections below this are not made; the second as a share of the asset's range."""
 DISOBEYS_W, DISOBEYS = 100.0, 0.1
 """Further away from what it was told it does not obey; the second as a share of that."""
+BLIND_S = 10.0
+"""What is known of an asset holds so long after it is not read any more."""
 TAPER_S = 10.0
 """A battery is led to its ends so that it does not pass them within this time, or two looks."""
 
@@ -36,6 +38,8 @@ def movers_of(assets: Assets, split: Mapping[str, int], begins_ms: int) -> list[
     return sorted(movers, key=lambda mover: _ORDER.get(type(mover.plan), len(_ORDER)))
 
 
+_GUARDED = plans.BatteryPlan | plans.ThermalPlan
+"""They have limits that nobody keeps without knowing their state: then they rest."""
 _ORDER: dict[type[plans.AssetPlan], int] = {
     plans.BatteryPlan: 0,
     plans.EvPlan: 1,
@@ -61,6 +65,8 @@ class Mover:
         self.fault = ""
         """Why it can not be written."""
         self.disobeys = False
+        self.blind = ""
+        """What is not known of it, though it must be for it to be moved."""
         self.power_w = 0.0
         """What it takes."""
         self.start_w = self.wanted_w = self.split_w
@@ -80,6 +86,8 @@ class Mover:
         self._is_settled = False
         """It has had the time to do what it was told."""
         self._is_shed = False
+        self._seen_s: float | None = None
+        """When its state was last known."""
 
     # ------------------------------------------------------------ what is so
 
@@ -91,16 +99,22 @@ class Mover:
             self.power_w = measured_w
         elif self._told_w is not None:
             self.power_w = self._told_w
-        try:
-            state = self._assets.state(self._unit, self._assets.now_ms())
-        except OutError:
-            self._low_w = self._high_w = self.split_w
-        else:
-            self._low_w, self._high_w = self._range(state, max(TAPER_S, 2 * tick_s) / 3600)
+        self._look_at_state(now_s, max(TAPER_S, 2 * tick_s) / 3600)
         self.start_w = min(max(self._split_now_w(), self._low_w), self._high_w)
         if self._is_shed:
             self.start_w = self._low_w = self._high_w = 0.0
         self._look_whether_it_obeys(now_s, measured_w)
+
+    def _look_at_state(self, now_s: float, horizon_h: float) -> None:
+        try:
+            state = self._assets.state(self._unit, self._assets.now_ms())
+        except OutError as error:
+            if self._seen_s is None or now_s - self._seen_s > BLIND_S:
+                self.blind = str(error)
+                self._low_w = self._high_w = 0.0 if isinstance(self.plan, _GUARDED) else self.split_w
+        else:
+            self._seen_s, self.blind = now_s, ""
+            self._low_w, self._high_w = self._range(state, horizon_h)
 
     def _split_now_w(self) -> float:
         """The split; a roof that was to give all gives all, be it more or less than was thought."""
@@ -143,7 +157,7 @@ class Mover:
     @property
     def is_lost(self) -> bool:
         """It does not do what it is to."""
-        return bool(self.overridden_by or self.fault or self.disobeys)
+        return bool(self.overridden_by or self.fault or self.disobeys or self.blind)
 
     @property
     def expected_w(self) -> float:
@@ -175,7 +189,7 @@ class Mover:
         """Why it does not do its part."""
         if self.overridden_by:
             return f"held by {self.overridden_by}"
-        return self.fault or f"takes {self.power_w:.0f} W of {self.split_w:.0f} W"
+        return self.fault or self.blind or f"takes {self.power_w:.0f} W of {self.split_w:.0f} W"
 
     # ------------------------------------------------------------ what it is to do
 
