@@ -5,6 +5,7 @@ import json
 import socket
 import stat
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -14,11 +15,13 @@ from energybid.agent.cli import main
 from energybid.agent.control import Control, Rank
 from energybid.agent.overrides import Overrides
 from energybid.agent.polling import BusPoller
+from energybid.agent.process import Agent, _open
 from energybid.core.entries import CommandCause, CommandOutcome
 from energybid.core.errors import JournalStalledError, NoReplyError
 from energybid.simulator.virtual import VirtualClock, run
 from gateways import recording, virtual_platform
 from test_agent_control import MARKET, Device, commands, now, plan, told
+from test_agent_process import plan as agent_plan
 
 
 @asynccontextmanager
@@ -298,3 +301,40 @@ def test_without_a_status_file_there_is_no_socket_unless_it_is_named(folder, cap
     assert "names no socket" in override(capsys, folder)[1]
     (folder / "g.toml").write_text(text + '[control]\nsocket = "mine.sock"\n')
     assert "mine.sock: nobody answers" in override(capsys, folder)[1]
+
+
+def opened(_platform, _plan):
+    device = Device(VirtualClock())
+    device.takes_s = 0.0
+    return device
+
+
+@pytest.mark.parametrize("name", ["c.sock", "c" * 120, None])
+def test_the_agent_serves_its_socket_and_goes_on_where_it_can_not(folder, capsys, caplog, name):
+    """A whole agent on a real loop."""
+    whole = replace(
+        agent_plan(folder / "j"),
+        buses=(plan(),),
+        drivers={"test": "test_agent_overrides:opened"},
+        socket=name and str(folder / name),
+    )
+
+    async def scene():
+        platform, stop = virtual_platform(VirtualClock(), offload=asyncio.to_thread), asyncio.Event()
+        agent = Agent(platform, whole, await _open(platform, whole))
+        task = asyncio.create_task(agent.run(stop))
+        async with asyncio.timeout(30):
+            while name == "c.sock" and not (folder / name).exists():  # noqa: ASYNC110  a file
+                await asyncio.sleep(0.01)
+        asked = ["charger/limit", "7", "--socket", str(folder / (name or "none"))]
+        shown = await asyncio.to_thread(override, capsys, folder, *asked)
+        stop.set()
+        await task
+        return shown
+
+    code, words = asyncio.run(scene())
+    if name == "c.sock":
+        assert (code, words.split(" by ")[0]) == (0, "charger/limit: 7 W")
+    else:
+        assert code == 1
+    assert ("nobody can override" in caplog.text) == (name is not None and len(name) > 100)
