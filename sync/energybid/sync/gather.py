@@ -66,13 +66,16 @@ def _read(history: History, sequences: Iterable[int]) -> Iterator[tuple[int, Ent
             yield from (pair for pair in history.entries(min(stretch), max(stretch) + 1) if pair[0] in stretch)
 
 
-def prove(history: History, readings: Iterable[int], others: Iterable[int]) -> tuple[LogPart, ...]:
+def prove(
+    history: History, readings: Iterable[int], others: Iterable[int], known: dict[Span, bytes]
+) -> tuple[LogPart, ...]:
     """Entries of one log with their inclusion proofs, each under the first receipt that covers it.
 
     Args:
         history: The log.
         readings: Sequences that are proven together, under the first receipt that covers all of them.
         others: Sequences that are proven each for itself: by when it was in the log.
+        known: Hashes of the log's subtrees that were made before; grows.
 
     Returns:
         By the size of their checkpoints; each continues the one before.
@@ -85,7 +88,6 @@ def prove(history: History, readings: Iterable[int], others: Iterable[int]) -> t
     alone = {sequence: history.signed(sequence) for sequence in sorted(others)}
     placed = sorted((under | alone).items(), key=lambda pair: (_size(pair[1][0]), pair[0]))
     parts: list[LogPart] = []
-    known: dict[Span, bytes] = {}
     before = 0
     for (message, receipt), group in groupby(placed, key=lambda pair: pair[1]):
         size = _size(message)

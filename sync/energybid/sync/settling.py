@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
     from energybid.bidding.settlement import Settled
     from energybid.core.entries import Entry
-    from energybid.core.prover import History
+    from energybid.core.prover import History, Span
 
 
+HASHES_MAX = 100_000
+"""Most hashes of subtrees that are kept of an epoch."""
 IMPORT, EXPORT = Obis.parse("1-0:1.8.0").code, Obis.parse("1-0:2.8.0").code
 
 
@@ -119,6 +121,8 @@ class Logs:
         self._meter = meter
         self._indices: dict[bytes, LogIndex] = {}
         self._histories: dict[bytes, History] = {}
+        self._hashes: dict[bytes, dict[Span, bytes]] = {}
+        """Of subtrees, by epoch: bundles of several rounds need many of the same."""
 
     def read(self, histories: Iterable[History]) -> None:
         """Take in what was logged since the last time.
@@ -221,7 +225,10 @@ class Logs:
         parts: list[LogPart] = []
         for epoch, history in self._histories.items():
             told = self._told(epoch, messages)
-            parts += prove(history, readings.get(epoch, ()), told - readings.get(epoch, {}).keys())
+            known = self._hashes.setdefault(epoch, {})
+            if len(known) > HASHES_MAX:
+                known.clear()
+            parts += prove(history, readings.get(epoch, ()), told - readings.get(epoch, {}).keys(), known)
         return Bundle(*messages, inputs.encode(), tuple(parts))
 
     def _told(self, epoch: bytes, messages: Messages) -> set[int]:
