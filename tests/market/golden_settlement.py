@@ -59,9 +59,9 @@ ENTRIES = [
 """At the round's beginning the register is 10,995 by a line between 10,985 and 11,015: 1/3 of 30 s and of 30 Wh."""
 
 
-def log_parts(entries, cuts=(), *, epoch=b"e" * 16, receipt=True, origin=ORIGIN):
+def log_parts(entries, cuts=(), *, epoch=b"e" * 16, receipt=True, origin=ORIGIN, counter=0):
     """The log in parts: one under a checkpoint at each of the cuts, and one under the last."""
-    log = Log(origin=origin, epoch=epoch, secret=epoch * 2, signer=LOG_KEY, frontier=Frontier(), counter=0)
+    log = Log(origin=origin, epoch=epoch, secret=epoch * 2, signer=LOG_KEY, frontier=Frontier(), counter=counter)
     raw = [log.salts.canonical(at, entry) for at, entry in enumerate(entries)]
     leaves = list(map(leaf_hash, raw))
     parts, before = [], 0

@@ -143,6 +143,21 @@ def test_money(pair, given, money):
     assert settled.amount == round(Fraction(money, 1_000_000))
 
 
+@pytest.mark.parametrize(
+    ("actual", "given", "cents"),
+    [
+        (125, {}, 8),
+        (200, {}, 6),
+        (200, {"shortfall": "1/2"}, 5),
+        (50, {}, 9),
+        (50, {"beyond": Beyond.UNPAID}, 8),
+    ],
+)
+def test_the_example_of_the_page(actual, given, cents):
+    quarter = terms(net_w=500, ticks=20_000, **given)._replace(interval_ms=900_000)
+    assert settle([500], [actual], quarter).amount == cents
+
+
 def test_money_is_rounded_once():
     settled = settle([2, 2, 2], [0, 0, 0], terms(ticks=250_000))
     assert (settled.amount, settled.baseline_wh, settled.actual_wh) == (2, 6, 0), "3 × 0.5 = 1.5, half to even"
@@ -331,6 +346,25 @@ OTHER = PrivateKey.from_entropy(b"other..." * 6)
 def test_parts_of_other_bundles_are_refused(change, says):
     with pytest.raises(EvidenceError, match=says):
         verify(change(golden.bundle()).encode(), trusted)
+
+
+def test_counters_of_one_log_grow():
+    """The same beginning, signed with a counter that was used later: two were signed apart."""
+    whole = golden.bundle()
+    entries = golden.logged(*whole[:4])
+    early, late = golden.log_parts(entries, (5,), counter=9)[0], golden.log_parts(entries, (5,))[1]
+    with pytest.raises(EvidenceError, match="parts are out of order"):
+        verify(whole._replace(logs=(early, late)).encode(), trusted)
+
+
+def test_an_entry_stands_in_one_part():
+    whole = golden.bundle()
+    entries = golden.logged(*whole[:4])
+    early, late = golden.log_parts(entries, (5,))
+    again = golden.log_part(entries).entries[:4]
+    assert [each.sequence for each in again] == [each.sequence for each in early.entries]
+    with pytest.raises(EvidenceError, match="an entry stands in two parts of a log"):
+        verify(whole._replace(logs=(early, late._replace(entries=(*again, *late.entries)))).encode(), trusted)
 
 
 def test_no_key_stands_on_both_sides():
