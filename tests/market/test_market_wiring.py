@@ -6,7 +6,7 @@ import pytest
 from energybid.agent.config import load_plan
 from energybid.agent.market import plan
 from energybid.core.errors import ConfigurationError
-from sites import example, site
+from sites import DOCS, example, site
 
 
 def faults(folder, *changes):
@@ -164,3 +164,14 @@ def test_variants(tmp_path):
     assert thermal.model.kelvin_per_w == pytest.approx(0.004)
     assert thermal.model.time_constant_h == pytest.approx(30)
     assert roof.power.factor < 0
+
+
+def test_the_wallbox_of_the_docs(tmp_path):
+    blocks = (DOCS / "assets.md").read_text(encoding="utf-8").split("```toml\n")
+    (wallbox,) = [block.split("```")[0] for block in blocks if "of the library" in block]
+    head, tail = example().split('[[market.asset]]\nname = "car"')
+    text = head + wallbox + "\n[[market.asset]]" + tail.split("[[market.asset]]", 1)[1]
+    text = text.replace("simulated-wallbox.toml", "heidelberg-energy-control")
+    car = load_plan(site(tmp_path, text)).market.assets[1]
+    assert (car.control.point, car.control.safe, car.plugged_values) == ("wallbox/current-limit", 6, (4, 5, 6, 7))
+    assert (car.charged.cumulative, car.power.unit, car.settle_s) == (True, "VA", 30.0)

@@ -116,7 +116,8 @@ class EvModel(AssetModel):
     plugged_values: list[float] | None = Field(None, min_length=1, max_length=16)
     """Its values when one is; all but 0 where it is not given."""
     charged: Reference | None = None
-    """METER/QUANTITY: energy charged in this stay, or since ever. Where it is not given, `power` is added up."""
+    """METER/QUANTITY: energy charged in this stay, or since ever; Wh or VAh. Where it is not given, `power` is added
+    up."""
     arrival: TimeOfDay | None = None
     """When the car comes every day; needed without `plugged`."""
     departure: TimeOfDay

@@ -231,11 +231,11 @@ class _Wiring:
 
     # ------------------------------------------------------------ kinds
 
-    def common(self, key: str, asset: config.AssetModel) -> dict[str, Any]:
+    def common(self, key: str, asset: config.AssetModel, units: tuple[str, ...] = ("W",)) -> dict[str, Any]:
         """What every kind has."""
         return {
             "name": asset.name,
-            "power": self.optional(f"{key}.power", asset.power, ("W",), asset.power_counts),
+            "power": self.optional(f"{key}.power", asset.power, units, asset.power_counts),
             "ramp_w_per_s": (asset.ramp or 0) / 60,
             "settle_s": asset.settle,
         }
@@ -271,7 +271,7 @@ class _Wiring:
         powers = {"set": 0, "least": asset.least, "most": asset.most}
         return plan.EvPlan(
             control=self.power_set(key, asset, counts="import", a_w=a_w, powers=powers),
-            **self.common(key, asset),
+            **self.common(key, asset, ("W", "VA")),  # a car's charger has a power factor of nearly 1
             least_w=asset.least,
             most_w=asset.most,
             wanted_wh=asset.wanted,
@@ -279,7 +279,7 @@ class _Wiring:
             shortage_price=asset.shortage_price,
             plugged=self.optional(f"{key}.plugged", asset.plugged, (SHARE,)),
             plugged_values=tuple(asset.plugged_values or ()),
-            charged=self.optional(f"{key}.charged", asset.charged, ("Wh",)),
+            charged=self.optional(f"{key}.charged", asset.charged, ("Wh", "VAh")),
             arrival_min=asset.arrival,
             departure_min=asset.departure,
         )
