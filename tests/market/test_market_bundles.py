@@ -46,6 +46,8 @@ def whole(tmp_path_factory):
     site.awarded(site.bidden(site.announced(4, begins_ms + QUARTER_MS)), 2_000, verdict=Verdict.NO_TRADE)
     site.announced(5, begins_ms + 2 * QUARTER_MS)
     site.told(MarketKind.UNKNOWN, b"noise", MarketReason.UNVERIFIED)
+    for kind in (MarketKind.ROUND, MarketKind.BID, MarketKind.AWARD, MarketKind.CONFIRMATION, MarketKind.STATEMENT):
+        site.told(kind, b"noise that a gateway says it took")
     site.acknowledge()
     sites.site(site.folder)
     for name, role in (("log", "log"), ("bids", "gateway")):

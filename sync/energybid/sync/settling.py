@@ -6,12 +6,14 @@ that it makes: both take the same entries. Pure: histories are ports, given anew
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from energybid.bidding.baseline import Baseline, needed
 from energybid.bidding.baseline_rules import parse as parse_programme
 from energybid.bidding.calendar_days import MINUTE_MS
 from energybid.core.entries import MarketKind, MarketReason
+from energybid.core.errors import EvidenceError
 from energybid.core.quantities import Obis
 from energybid.sync import market
 from energybid.sync.bundle import Bundle, Inputs, LogPart
@@ -186,27 +188,26 @@ class Logs:
 
     def settled(self) -> dict[RoundName, Messages]:
         """Every round of which the log holds the statement and all that it answers; the last statement counts."""
-        by_hash = {
-            market.digest(message): message
-            for kind in (MarketKind.ROUND, MarketKind.BID, MarketKind.AWARD)
-            for message in self.said(kind)
-        }
-        done = {
-            market.told(Confirmation, message).award_hash: message for message in self.said(MarketKind.CONFIRMATION)
-        }
-        stated = sorted(
-            ((market.told(Statement, message), message) for message in self.said(MarketKind.STATEMENT)),
-            key=lambda pair: pair[0].counter,
-        )
+        rounds = {market.digest(message): message for _, message in self._read(MarketKind.ROUND, Round)}
+        bids = {market.digest(message): (bid, message) for bid, message in self._read(MarketKind.BID, Bid)}
+        awards = {market.digest(message): (award, message) for award, message in self._read(MarketKind.AWARD, Award)}
+        done = {each.award_hash: message for each, message in self._read(MarketKind.CONFIRMATION, Confirmation)}
         found: dict[RoundName, Messages] = {}
-        for statement, message in stated:
-            award = by_hash.get(statement.award_hash)
-            bid = award and by_hash.get(market.told(Award, award).bid_hash)
-            made = bid and by_hash.get(market.told(Bid, bid).round_hash)
-            if award and bid and made:
-                found[statement.market, statement.number] = Messages(
-                    made, bid, award, done.get(statement.award_hash), message
-                )
+        for statement, message in sorted(self._read(MarketKind.STATEMENT, Statement), key=lambda pair: pair[0].counter):
+            award, awarded = awards.get(statement.award_hash, (None, b""))
+            bid, bidden = bids.get(award.bid_hash, (None, b"")) if award else (None, b"")
+            made = bid and rounds.get(bid.round_hash)
+            if made:
+                confirmed = done.get(statement.award_hash)
+                found[statement.market, statement.number] = Messages(made, bidden, awarded, confirmed, message)
+        return found
+
+    def _read(self, kind: int, read: type[market.M]) -> list[tuple[market.M, bytes]]:
+        """What messages of a kind say; what says nothing, whatever the log says of it, is left out."""
+        found = []
+        for message in self.said(kind):
+            with suppress(EvidenceError):
+                found.append((market.told(read, message), message))
         return found
 
     def bundle(self, messages: Messages, inputs: Inputs) -> Bundle:
