@@ -25,6 +25,7 @@ from bidding_site import (
 from energybid.agent.market.bidder import RESTART_S
 from energybid.agent.market.messages import REFUSED_AN_HOUR
 from energybid.agent.market.ports import Followed
+from energybid.agent.market.splits import Splits
 from energybid.agent.rounds import State
 from energybid.bidding.curve import Curve, Step
 from energybid.core.entries import MarketKind, MarketReason
@@ -401,12 +402,15 @@ def test_another_key_of_the_market_begins_without_rounds(tmp_path):
     assert site.dispatcher.moves == []  # what the old key had awarded is not followed
 
 
-def test_a_split_that_was_not_kept_is_planned_anew(tmp_path):
+@pytest.mark.parametrize(
+    ("version", "kept"), [(7, Splits(0, ("battery",), ((0, (77,)),)).encode()), (1, b"damaged"), (1, b"")]
+)
+def test_a_split_of_another_bid_or_a_damaged_one_is_planned_anew(tmp_path, version, kept):
     async def scene(site):
         await reach(site, State.AWARDED)
         journal = site.recorder.journal
-        for key in journal.recall("market/split/"):
-            journal.remember(key, b"\0" * 4 + (1).to_bytes(8, "big") + b"damaged")
+        (key,) = journal.recall("market/split/")
+        journal.remember(key, version.to_bytes(4, "big") + (1).to_bytes(8, "big") + kept)
         await site.restart()
         await site.until(END + 5)
         return site
