@@ -110,6 +110,8 @@ def test_who_comes_last_wins_and_may_end_it(tmp_path):
         (HOLD | {"value": 0}, "a value is a decimal number"),
         (HOLD | {"value": "1e3"}, "a value is a decimal number"),
         (HOLD | {"for_s": 0}, "at most a day"),
+        (HOLD | {"for_s": True}, "at most a day"),
+        (HOLD | {"for_s": float("nan")}, "at most a day"),
         (HOLD | {"for_s": 90_000}, "at most a day"),
         (HOLD | {"value": "0.5"}, "steps of 1 W"),
     ],
@@ -119,6 +121,7 @@ def test_what_can_not_be_is_refused(tmp_path, asked, error):
         assert error in (await ask(overrides, **asked))["error"]
         assert "one JSON object" in json.loads(await overrides.answer(b"nonsense\n"))["error"]
         assert "one JSON object" in json.loads(await overrides.answer(b"[]\n"))["error"]
+        assert "one JSON object" in json.loads(await overrides.answer(b"[" * 4000))["error"]
 
     play(tmp_path / "j", scene)
 

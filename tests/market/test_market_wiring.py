@@ -5,6 +5,7 @@ from fractions import Fraction
 import pytest
 from energybid.agent.config import load_plan
 from energybid.agent.market import plan
+from energybid.agent.market.wiring import site_plan
 from energybid.core.errors import ConfigurationError
 from sites import DOCS, example, site
 
@@ -175,3 +176,39 @@ def test_the_wallbox_of_the_docs(tmp_path):
     car = load_plan(site(tmp_path, text)).market.assets[1]
     assert (car.control.point, car.control.safe, car.plugged_values) == ("wallbox/current-limit", 6, (4, 5, 6, 7))
     assert (car.charged.cumulative, car.power.unit, car.settle_s) == (True, "VA", 30.0)
+
+
+COMPUTED = {
+    "battery": {"capacity": "10 kWh", "charge": "5 kW", "discharge": "5 kW"},
+    "ev": {
+        "least": "4140 W",
+        "most": "11 kW",
+        "wanted": "20 kWh",
+        "shortage_price": 400,
+        "arrival": "18:00",
+        "departure": "07:00",
+    },
+    "thermal": {
+        "low": 20,
+        "high": 22.5,
+        "discomfort_price": 0.3,
+        "most": "3 kW",
+        "model": {"time_constant": "30 h", "kelvin_per_kw": 6.0},
+    },
+    "deferrable": {"profile": ["2 kW"], "worth": 1.5, "earliest": "08:00", "latest": "20:00"},
+    "curtailable": {"load": "3 kW", "step": [{"power": "1 kW", "cost": 100, "value": "1"}]},
+    "pv": {"rated": "8 kW"},
+}
+
+
+def test_for_computing_alone_what_only_a_gateway_needs_is_left_out():
+    assets = [{"kind": kind, "name": kind} | facts for kind, facts in COMPUTED.items()]
+    limits = {"import_limit": "17 kW", "export_limit": "10 kW"}
+    found = site_plan("assets.toml", {"market": limits | {"asset": assets}, "gateway": {"id": "x"}})
+    assert [asset.name for asset in found.assets] == list(COMPUTED)
+    assert (found.import_limit_w, found.assets[0].capacity_wh) == (17_000, 10_000)
+    assets[0]["capacity"] = "10"
+    with pytest.raises(ConfigurationError, match=r"assets.toml: market.asset\[0\].battery.capacity: write a number"):
+        site_plan("assets.toml", {"market": limits | {"asset": assets}})
+    with pytest.raises(ConfigurationError, match="asset"):
+        site_plan("assets.toml", {"market": limits | {"asset": ["x"]}})
