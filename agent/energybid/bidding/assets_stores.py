@@ -76,9 +76,9 @@ class Battery:
         """The same with other energy in it."""
         return replace(self, stored_wh=state)
 
-    def grid(self) -> Array:
+    def grid(self, count: int = GRID) -> Array:
         """Empty to full."""
-        return even(0.0, self.capacity_wh, GRID)
+        return even(0.0, self.capacity_wh, count)
 
     def drift(self, step: int, step_h: float) -> tuple[float, float]:  # noqa: ARG002 (of the protocol)
         """Keeps what it has."""
@@ -151,9 +151,9 @@ class EvCharger:
         """The same with other energy in it."""
         return replace(self, stored_wh=state)
 
-    def grid(self) -> Array:
+    def grid(self, count: int = GRID) -> Array:
         """Empty to full."""
-        return even(0.0, self.capacity_wh, GRID)
+        return even(0.0, self.capacity_wh, count)
 
     def drift(self, step: int, step_h: float) -> tuple[float, float]:  # noqa: ARG002
         """Keeps what it has."""
@@ -243,9 +243,9 @@ class Thermal:
         """The same at another temperature."""
         return replace(self, temperature_c=state)
 
-    def grid(self) -> Array:
+    def grid(self, count: int = GRID_K) -> Array:
         """The band and some kelvin around it."""
-        return even(self.low_c - MARGIN_K, self.high_c + MARGIN_K, GRID_K)
+        return even(self.low_c - MARGIN_K, self.high_c + MARGIN_K, count)
 
     def drift(self, step: int, step_h: float) -> tuple[float, float]:
         """Nears its resting point."""
@@ -291,7 +291,7 @@ def choices(store: StoreAsset, now: Now) -> list[Reach]:
     """What each mode can reach in the round."""
     keep, shift = store.drift(now.step, now.step_h)
     modes = store.modes(now.step, now.step_h)
-    return reaches(modes, store.grid(), now.ahead, keep * store.state + shift, now.knots)
+    return reaches(modes, store.grid(len(now.ahead)), now.ahead, keep * store.state + shift, now.knots)
 
 
 def liked(asset: Asset, now: Now, price: float) -> int:
@@ -300,7 +300,7 @@ def liked(asset: Asset, now: Now, price: float) -> int:
         return max(asset.offer(now), key=lambda piece: piece.gain(price)).best_w(price)
     keep, shift = asset.drift(now.step, now.step_h)
     modes = asset.modes(now.step, now.step_h)
-    return liked_w(modes, asset.grid(), now.ahead, keep * asset.state + shift, price, now.step_h)
+    return liked_w(modes, asset.grid(len(now.ahead)), now.ahead, keep * asset.state + shift, price, now.step_h)
 
 
 def _offer(found: list[Reach], step_h: float) -> Offer:

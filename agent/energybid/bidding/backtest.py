@@ -164,6 +164,21 @@ def backtest(scene: Scene, progress: Callable[[int, int], None] | None = None) -
     return Report(_idle(scene), *(walker.made() for walker in walkers))
 
 
+def as_gateway(scene: Scene, progress: Callable[[int, Walk], None] | None = None) -> Walk:
+    """One walk: as a gateway bids that knows its loads.
+
+    Args:
+        scene: What is walked.
+        progress: Called with days done and what came of them.
+    """
+    walker = _Walker(scene, _Gateway(scene, _known_loads(scene)))
+    for day in range(scene.days):
+        walker.walk_day(scene.first_day + day)
+        if progress:
+            progress(day + 1, walker.walk)
+    return walker.made()
+
+
 class _Meter:
     """The site as it moves, and what that costs."""
 
@@ -280,6 +295,11 @@ class _Walker:
 
     def __init__(self, scene: Scene, knows: _Knows) -> None:
         self._scene, self._knows, self._meter = scene, knows, _Meter(scene)
+
+    @property
+    def walk(self) -> Walk:
+        """So far."""
+        return self._meter.walk
 
     def walk_day(self, day: int) -> None:
         size = self._scene.market.steps_per_day

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Rows = tuple[tuple[float, ...], ...] | NDArray[np.float64]
+    Row = tuple[float, ...] | NDArray[np.float64]
 
 
 class Stage(NamedTuple):
     """One step's possible prices."""
 
-    prices: tuple[float, ...]
+    prices: Row
     """One of each state, money per MWh."""
     weights: Rows
     """How likely each is: one row for every state of the step before, or a single row where that does not matter. Steps
@@ -78,8 +79,13 @@ class Outlook:
     def raised(self, shadows: Sequence[float]) -> Outlook:
         """With a shadow price (``site_shadow``) on all prices of each stage, money per MWh."""
         pairs = zip(self.stages, shadows, strict=True)
-        stages = tuple(Stage(tuple(price + shadow for price in stage.prices), stage.weights) for stage, shadow in pairs)
-        return replace(self, stages=stages)
+        return replace(
+            self, stages=tuple(Stage(_raised(stage.prices, shadow), stage.weights) for stage, shadow in pairs)
+        )
+
+
+def _raised(prices: Row, shadow: float) -> Row:
+    return tuple(price + shadow for price in prices) if isinstance(prices, tuple) else prices + shadow
 
 
 def _check(number: int, stage: Stage) -> None:
@@ -88,7 +94,7 @@ def _check(number: int, stage: Stage) -> None:
         if rows.shape[1] != len(stage.prices) or rows.min() < 0 or abs(rows.sum(axis=1) - 1).max() > 1e-9:  # noqa: PLR2004
             raise ValueError(f"stage {number}: each row of weights is a probability of each price")
         return
-    if not stage.prices or not rows or any(len(row) != len(stage.prices) for row in rows):
+    if not len(stage.prices) or not rows or any(len(row) != len(stage.prices) for row in rows):
         raise ValueError(f"stage {number}: every row has one weight for each price")
     if any(min(row) < 0 or not isclose(fsum(row), 1.0, rel_tol=1e-9) for row in rows):
         raise ValueError(f"stage {number}: the weights of a row are probabilities")

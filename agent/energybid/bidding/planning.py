@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from energybid.bidding.response import Response
     from energybid.bidding.values import Array
 
-SHARED_MS = 2 * HOUR_MS
+SHARED_MS = HOUR_MS
 """Values are found for the rounds of so long at once."""
 SHADOW_STAGES = 144
 """Later limits are not looked at."""
@@ -146,7 +146,7 @@ class Planning:
         age = valued.age(slot, view.version, site.assets) if valued else None
         if valued is not None and age is not None:
             return valued, age
-        self._valued = None  # its memory first
+        self._valued = valued = None  # its memory first
         self._valued = valued = self._solve(slot, view, site, now_w)
         self._shadow = slot, valued.shadow
         return valued, 0
@@ -207,7 +207,9 @@ def _row(worths: Array, model: PriceModel | None, place: Place | None) -> Array:
     """One row: where the price leads."""
     if model is None or place is None or len(worths) == 1:
         return worths[:1]
-    row: Array = (model.weights(place) @ worths)[None, :]
+    row: Array = np.zeros((1, worths.shape[1]))
+    for corner in model.corners(place):
+        row += corner.weight * worths[corner.state]
     return row
 
 

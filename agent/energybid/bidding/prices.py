@@ -262,7 +262,7 @@ class PriceModel:
         blocks, rows = self.shape.blocks, list(self.matrices)  # steps of a block share one object
         stages = [
             Stage(
-                tuple(self.prices(float(price)).tolist()),
+                self.prices(float(price)),
                 rows[(step + 1 + n) % self.steps_per_day * blocks // self.steps_per_day],
             )
             for n, price in enumerate(day_ahead)

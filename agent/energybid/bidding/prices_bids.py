@@ -131,10 +131,11 @@ def _falling(found: Sequence[Case]) -> list[int]:
 
 def _at(found: Sequence[Case], wishes: Sequence[int], net_w: int) -> Response:
     """The response at a price at which a power is bid, or next to it."""
-    able = [k for k, case in enumerate(found) if case.answer.response().value(net_w) > -inf]
-    if not able:
-        raise ValueError(f"the assets can not make a net import of {net_w} W")
-    return found[min(able, key=lambda k: abs(wishes[k] - net_w))].answer.response()
+    for k in sorted(range(len(found)), key=lambda k: abs(wishes[k] - net_w)):
+        response = found[k].answer.response()
+        if response.value(net_w) > -inf:
+            return response
+    raise ValueError(f"the assets can not make a net import of {net_w} W")
 
 
 def _straight(response: Response, low_w: int, high_w: int) -> bool:

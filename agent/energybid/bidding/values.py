@@ -28,6 +28,8 @@ NOTHING: Array = np.zeros(0)
 """What follows, where nobody asks."""
 NEVER = -1e15
 """Value of what can not be; finite, so that 0 times it is 0."""
+WAYS_KEPT = 16
+"""Modes and drifts of which the part of the work that knows no prices is kept for other steps."""
 KNOTS_FLOOR = 1e-7
 """Relative: a corner of a value function that matters less than this is none."""
 
@@ -218,6 +220,8 @@ def values(store: Store, outlook: Outlook, keep: int | None = None) -> list[Arra
     matrices = Matrices()
     for step in range(last, 0, -1):
         drift = store.drift(step, step_h)
+        if len(known) > WAYS_KEPT:
+            known.clear()  # a drift of its own in every step, as with the weather
         ways = []
         for mode in store.modes(step, step_h):
             if (mode, drift) not in known:

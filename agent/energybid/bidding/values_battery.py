@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def marginal_worths(battery: Battery, outlook: Outlook, keep: int | None = None) -> list[Array]:
-    """What each state of the battery's grid is worth at the end of every step, as ``values`` gives it.
+    """What states of the battery, from empty to full, are worth at the end of every step, as ``values`` gives it.
 
     Args:
         battery: Whatever its state.
@@ -48,13 +48,12 @@ def marginal_worths(battery: Battery, outlook: Outlook, keep: int | None = None)
         limits = (limit.astype(np.float32)[:, None] for limit in (charge, discharge))
         worth = matrices.of(stage) @ shifts.back(np.broadcast_to(worth, (len(prices), CELLS)), *limits)
         kept.append(worth)
-    return [_worths(marginal, cell_wh, edges, battery.grid()) for marginal in reversed(kept)]
+    return [_worths(marginal, cell_wh) for marginal in reversed(kept)]
 
 
-def _worths(marginal: Single, cell_wh: float, edges: Array, grid: Array) -> Array:
+def _worths(marginal: Single, cell_wh: float) -> Array:
     """Counted from empty."""
-    sums = np.concatenate((np.zeros((len(marginal), 1)), np.cumsum(marginal, axis=1, dtype=float)), axis=1) * cell_wh
-    place = grid / cell_wh
-    left = np.minimum(place.astype(np.intp), len(edges) - 2)
-    made: Array = (sums[:, left] + (sums[:, left + 1] - sums[:, left]) * (place - left)).astype(np.float32)
+    made: Array = np.zeros((len(marginal), CELLS + 1))
+    np.cumsum(marginal, axis=1, dtype=float, out=made[:, 1:])
+    made *= cell_wh
     return made
