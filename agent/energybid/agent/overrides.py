@@ -141,7 +141,7 @@ class Overrides:
             raise RequestError("a request names its point and who asks")
         if not isinstance(text, str) or not _DECIMAL.fullmatch(text):
             raise RequestError(f"{point}: a value is a decimal number, such as 12.5 (found {text!r})")
-        if type(for_s) not in {int, float} or not 0 < for_s <= LEASE_MAX_S:
+        if not isinstance(for_s, int | float) or isinstance(for_s, bool) or not 0 < for_s <= LEASE_MAX_S:
             raise RequestError(f"{point}: an override holds for more than 0 s and at most a day")
         value = Fraction(text)
         wish = Wish(decimal_text(*decimal(value)), who, self._now_ms() + round(1000 * for_s), float(for_s))
