@@ -16,6 +16,7 @@ Here lives the arithmetic only; no messages, no time.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -106,7 +107,6 @@ class _Book:
     def __init__(self, bids: Mapping[str, Bid], least_ticks: int, most_ticks: int) -> None:
         self._bids = bids
         self._least, self._most = least_ticks, most_ticks
-        self._floor_w = sum(bid.curve.floor_w for bid in bids.values())
         self._levels: defaultdict[int, int] = defaultdict(int)
         """Limit → watts of all steps that have it. Limits above the highest price are one: there all is taken."""
         self._declined: dict[tuple[str, int], bool] = {}
@@ -115,6 +115,12 @@ class _Book:
             for ticks, power_w, _ in bid.curve.steps:
                 self._levels[ticks if ticks <= most_ticks else most_ticks + 1] += power_w
         self._prices = sorted(self._levels, reverse=True)
+        self._at, self._above_w = 0, sum(bid.curve.floor_w for bid in bids.values())
+        """A place among the prices, and what is taken of all before it."""
+        self._asked = False
+        self._by_limit: defaultdict[int, list[tuple[str, int]]] = defaultdict(list)
+        self._limits: list[int] = []
+        """Those of steps that are not declined together yet, ascending."""
 
     def clear(self) -> Clearing:
         attempts = 0
@@ -126,20 +132,28 @@ class _Book:
         return found
 
     def _attempt(self) -> Clearing | _Stuck:
-        above_w, last = self._floor_w, inf
-        for ticks in self._prices:
-            level_w = self._levels[ticks]
-            if not level_w:
-                continue
-            if ticks <= self._most:
-                if above_w >= 0 or ticks < self._least:
-                    break
-                if above_w + level_w > 0:
-                    return self._share(ticks, -above_w)
-            above_w, last = above_w + level_w, ticks
-        if above_w:
-            return Clearing(outcome=Outcome.SHORTAGE if above_w > 0 else Outcome.SURPLUS)
-        return self._between(last)
+        self._seek()
+        price = self._prices[self._at] if self._at < len(self._prices) else None
+        if self._above_w < 0 and price is not None and self._least <= price <= self._most:
+            return self._share(price, -self._above_w)
+        if self._above_w:
+            return Clearing(outcome=Outcome.SHORTAGE if self._above_w > 0 else Outcome.SURPLUS)
+        return self._between(next((t for t in reversed(self._prices[: self._at]) if self._levels[t]), inf))
+
+    def _seek(self) -> None:
+        """Find the first price at which not all that is wanted there can be taken, from where it was last."""
+        prices, levels = self._prices, self._levels
+        while self._at and self._above_w > 0 and prices[self._at - 1] <= self._most:
+            self._at -= 1
+            self._above_w -= levels[prices[self._at]]
+        while self._at < len(prices):
+            ticks = prices[self._at]
+            level_w = levels[ticks]
+            enough = self._above_w >= 0 or ticks < self._least or self._above_w + level_w > 0
+            if level_w and ticks <= self._most and enough:
+                break
+            self._above_w += level_w
+            self._at += 1
 
     def _between(self, last: float) -> Clearing:
         """Every price from the last step taken down to the first not taken balances: the middle one."""
@@ -150,10 +164,9 @@ class _Book:
     def _share(self, ticks: int, need_w: int) -> Clearing | _Stuck:
         """Give ``need_w`` to the steps at a price."""
         chains: dict[str, list[int]] = {}
-        for name, bid in self._bids.items():
-            for index, step in enumerate(bid.curve.steps):
-                if step.ticks == ticks and (name, index) not in self._declined:
-                    chains.setdefault(name, []).append(index)
+        for name, index in self._steps_at(ticks):
+            if (name, index) not in self._declined:
+                chains.setdefault(name, []).append(index)
         taken: dict[tuple[str, int], int] = {}
         for name, chain in chains.items():
             need_w -= self._take_whole(name, chain, need_w, taken)
@@ -169,6 +182,23 @@ class _Book:
             return _Stuck(name, next(index for index in chain if not self._step(name, index).divisible))
         taken.update(_proportional(open_, need_w))
         return self._result(ticks, ticks + 1, taken)
+
+    def _steps_at(self, ticks: int) -> Sequence[tuple[str, int]]:
+        """(Bidder, index) of the steps with a limit. Most rounds ask once; for others an index is made."""
+        if not self._by_limit and not self._asked:
+            self._asked = True
+            return [
+                (name, index)
+                for name, bid in self._bids.items()
+                for index, step in enumerate(bid.curve.steps)
+                if step.ticks == ticks
+            ]
+        if not self._by_limit:
+            for name, bid in self._bids.items():
+                for index, step in enumerate(bid.curve.steps):
+                    self._by_limit[step.ticks].append((name, index))
+            self._limits = sorted(self._by_limit)
+        return self._by_limit.get(ticks, ())
 
     def _take_whole(self, name: str, chain: list[int], need_w: int, taken: dict[tuple[str, int], int]) -> int:
         """Take from the front of a chain as long as it ends with an all-or-nothing step and fits; returns W taken."""
@@ -201,17 +231,21 @@ class _Book:
                 continue
             step = curve.steps[index]
             self._declined[key] = wanted
-            self._levels[min(step.ticks, self._most + 1)] -= step.power_w
-            if wanted:
-                self._floor_w += step.power_w
+            ticks = min(step.ticks, self._most + 1)
+            self._levels[ticks] -= step.power_w
+            before = self._at > 0 and ticks >= self._prices[self._at - 1]
+            self._above_w += step.power_w * (wanted - before)
 
     def _decline_near(self, stuck: _Stuck, span: int) -> None:
         """Settle every all-or-nothing step with a limit within ``span`` ticks of a step's."""
         ticks = self._step(*stuck).ticks
-        for name, bid in self._bids.items():
-            for index, step in enumerate(bid.curve.steps):
-                if not step.divisible and abs(step.ticks - ticks) <= span and (name, index) not in self._declined:
+        limits = self._limits
+        near = slice(bisect_left(limits, ticks - span), bisect_right(limits, ticks + span))
+        for limit in limits[near]:
+            for name, index in self._by_limit[limit]:
+                if not self._step(name, index).divisible and (name, index) not in self._declined:
                     self._decline(_Stuck(name, index))
+        del limits[near]
 
     def _result(self, ticks: int, taken_from: float, shared: Mapping[tuple[str, int], int]) -> Clearing:
         """Everybody's power: steps limited at ``taken_from`` or higher are taken, those at the price got a share."""
