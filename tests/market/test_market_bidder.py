@@ -118,6 +118,9 @@ def test_an_award_of_nothing_ends_in_the_schedule(tmp_path):
         await bidden(site)
         site.award(verdict=Verdict.NO_TRADE, ticks=0, net_w=1_000)
         await site.until(END + 10)
+        (told,) = site.bidder.status()["rounds"]
+        assert told["verdict"] == "no_trade"
+        assert "price" not in told
         return site
 
     site = play(tmp_path / "j", scene)
@@ -847,8 +850,8 @@ def test_metering_goes_on_when_the_bidder_fails_and_it_comes_back(tmp_path, monk
         await site.restart()
         status = site.bidder.status()
         assert status["error"] == "RuntimeError: a fault of ours"
-        assert status["rounds"] == []
-        assert site.bidder.told()["market"]["rounds"] == []
+        assert [made["state"] for made in status["rounds"]] == ["bid"]
+        assert len(site.bidder.told()["market"]["rounds"]) == 1
         monkeypatch.setattr(Offers, "run", right)
         await asyncio.sleep(RESTART_S + 1)
         assert site.state() == "bid"

@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+from decimal import Decimal
 
 import pytest
 from bidding_site import EVERY, TOPICS, play
 from energybid.agent.cli import main
 from energybid.agent.commands import bids
 from energybid.agent.market.ports import Followed
-from energybid.agent.market.views import ROWS_MAX, RoundView, Story, drawn, table
+from energybid.agent.market.views import ROWS_MAX, RoundView, Story, coins, drawn, table
 from energybid.agent.rounds import Known
 from energybid.bidding.curve import Curve, Step
 from energybid.core.entries import MarketKind, MarketMessage, MarketReason
@@ -207,3 +208,17 @@ def test_entries_of_rounds_that_were_pruned_are_passed_over():
     story.tell([MarketMessage(99, 99, b"", 0, 5, 0, 0, 0)])
     assert story.rounds == {}
     assert story.refused == {"late": 1, "99": 1}
+
+
+@pytest.mark.parametrize(
+    ("amount", "currency", "text"),
+    [
+        ("1.5349", "EUR", "1.53 EUR"),
+        ("-0.0014", "EUR", "-0.0014 EUR"),
+        ("0.00000000", "EUR", "0.00 EUR"),
+        ("1234.5", "JPY", "1234 JPY"),
+        ("0.0005", "KWD", "0.0005 KWD"),
+    ],
+)
+def test_amounts_have_the_digits_of_their_currency_if_that_leaves_any(amount, currency, text):
+    assert coins(Decimal(amount), currency) == text

@@ -11,7 +11,7 @@ from energybid.agent.config import load_plan
 from energybid.agent.databases import opened
 from energybid.agent.journal import Journal
 from energybid.agent.market.past import Kept, Past, messages_of
-from energybid.agent.market.views import RoundView, Story, details, drawn, plain, row, table
+from energybid.agent.market.views import RoundView, Story, coins, details, drawn, plain, row, table
 from energybid.core import exit_codes
 from energybid.core.entries import MarketKind
 from energybid.core.errors import EnergybidError
@@ -83,7 +83,7 @@ def _shown(story: Story, views: list[RoundView], arguments: argparse.Namespace) 
 
 
 def _sums(story: Story) -> list[str]:
-    money = ", ".join(f"{amount} {currency}" for currency, amount in story.money().items())
+    money = ", ".join(coins(amount, currency) for currency, amount in story.money().items())
     refused = ", ".join(f"{count} {why}" for why, count in sorted(story.refused.items()))
     lines = [f"settled: {money}"] if money else []
     return lines + ([f"refused messages: {refused}"] if refused else [])

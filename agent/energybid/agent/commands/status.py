@@ -130,6 +130,8 @@ def _round(made: dict[str, Any]) -> str:
     facts = [f"round {made['number']} {_time(made['begins_ms'])} {made['state']}"]
     if "net_w" in made:
         facts.append(f"{made['net_w']:,} W at {made['price']}")
+    if "verdict" in made:
+        facts.append(made["verdict"].replace("_", " "))
     if "amount" in made:
         facts.append(f"{made['delivered_wh']:,} Wh delivered, {made['amount']}")
     return ", ".join(facts)

@@ -30,7 +30,7 @@ from energybid.core.cose import PrivateKey, PublicKey
 from energybid.core.entries import MarketKind, MarketReason
 from energybid.core.errors import EvidenceError, JournalError, JournalStalledError
 from energybid.sync import market
-from energybid.sync.market import Confirmation, Prices
+from energybid.sync.market import Confirmation, Prices, Verdict
 from energybid.sync.topics import market_topics, topics_for
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ SHOWN = 3
 STATUS_MS = 10_000
 CURVE_MAX = 32
 """Steps of a bid in the status, at most; a longer one is in the log and in ``energybid bids``."""
-_SAID = ("net_w", "price", "schedule_w", "delivered_wh", "amount")
+_SAID = ("net_w", "price", "verdict", "schedule_w", "delivered_wh", "amount")
 _NO_TEXT = re.compile(r"[^A-Za-z0-9._:/ -]")
 
 
@@ -105,6 +105,8 @@ class Bidder:
         self._log = MessageLog(platform, recorder)
         self._desk = Desk(platform.think or platform.offload)
         self._session: _Session | None = None
+        self._last: dict[str, Any] = {"rounds": [], "prices": {}}
+        """What the last session said of itself at its end."""
         self._running: asyncio.Task[None] | None = None
         self._dropped: Callable[[], int] = int
         self._status_payload: Callable[[], bytes] = bytes
@@ -142,6 +144,7 @@ class Bidder:
                 self.error = f"{type(error).__name__}: {error}"
                 logger.exception("the market is left alone for a while")
             finally:
+                self._last = self._session.status() if self._session else self._last
                 self._session = None
             await asyncio.sleep(RESTART_S)
 
@@ -194,12 +197,14 @@ class Bidder:
             "dropped": self._dropped(),
             "assets": self._site.assets.status(),
         }
-        return found | (self._session.status() if self._session else {"rounds": [], "prices": {}})
+        return found | self._now()
+
+    def _now(self) -> dict[str, Any]:
+        return self._session.status() if self._session else self._last
 
     def told(self) -> dict[str, Any]:
         """For the status topic: the last rounds, small."""
-        rounds = self._session.status()["rounds"][-SHOWN:] if self._session else []
-        return {"market": {"name": self._plan.name, "rounds": rounds}}
+        return {"market": {"name": self._plan.name, "rounds": self._now()["rounds"][-SHOWN:]}}
 
 
 class _Session:
@@ -524,12 +529,14 @@ def round_status(known: Known) -> dict[str, Any]:
         if known.bid.steps and len(known.bid.steps) <= CURVE_MAX:
             found["floor_w"] = known.bid.floor_w
             found["steps"] = [
-                (str(market.price(ticks, made.decimals)), power_w, divisible)
+                (f"{market.price(ticks, made.decimals):f}", power_w, divisible)
                 for ticks, power_w, divisible in known.bid.steps
             ]
-    if award:
-        found |= {"net_w": award.net_w, "price": f"{market.price(award.ticks, made.decimals)} {made.currency}/MWh"}
+    if award and award.verdict == Verdict.AWARDED:
+        found |= {"net_w": award.net_w, "price": f"{market.price(award.ticks, made.decimals):f} {made.currency}/MWh"}
+    elif award:
+        found["verdict"] = Verdict(award.verdict).name.lower()
     if statement:
         found["delivered_wh"] = statement.delivered_wh
-        found["amount"] = f"{market.price(statement.amount, made.decimals)} {made.currency}"
+        found["amount"] = f"{market.price(statement.amount, made.decimals):f} {made.currency}"
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from decimal import ROUND_HALF_EVEN, Decimal
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ ROWS_MAX = 24
 """Steps of a curve that are drawn one by one."""
 FULL, WHOLE, BEFORE = "█", "▓", "░"
 """A step; one that is all or nothing; what was taken before it."""
+DIGITS = {"BHD": 3, "CLP": 0, "ISK": 0, "JOD": 3, "JPY": 0, "KRW": 0, "KWD": 3, "OMR": 3, "TND": 3, "VND": 0}
+"""Behind the point of amounts; 2 in all other currencies (ISO 4217, minor units)."""
 REASONS = {
     number: name.lower().replace("_", " ") for name, number in vars(MarketReason).items() if name.isupper() and number
 }
@@ -141,14 +144,14 @@ class Story:
             view.known.become(Event.STATEMENT)
             view.known.statement, view.statements = statement, view.statements + 1
 
-    def money(self) -> dict[str, str]:
+    def money(self) -> dict[str, Decimal]:
         """What the statements come to, by currency: exact decimals."""
-        found: dict[str, Any] = {}
+        found: dict[str, Decimal] = {}
         for view in self.rounds.values():
             if view.known.statement:
                 amount = market.price(view.known.statement.amount, view.made.decimals)
-                found[view.made.currency] = found.get(view.made.currency, 0) + amount
-        return {currency: str(amount) for currency, amount in found.items()}
+                found[view.made.currency] = found.get(view.made.currency, Decimal(0)) + amount
+        return found
 
 
 # ---------------------------------------------------------------- for machines
@@ -173,14 +176,14 @@ def plain(view: RoundView) -> dict[str, Any]:
     }
     if view.bid:
         steps = [
-            {"price": str(_price(view, ticks)), "power_w": power_w, "divisible": divisible}
+            {"price": _price(view, ticks), "power_w": power_w, "divisible": divisible}
             for ticks, power_w, divisible in view.bid.steps
         ]
         bid = {"version": view.bid.version, "schedule_w": view.bid.schedule_w, "floor_w": view.bid.floor_w}
         found["bid"] = bid | {"steps": steps}
     if known.award:
         verdict = Verdict(known.award.verdict).name.lower()
-        found["award"] = {"verdict": verdict, "net_w": known.award.net_w, "price": str(_price(view, known.award.ticks))}
+        found["award"] = {"verdict": verdict, "net_w": known.award.net_w, "price": _price(view, known.award.ticks)}
     if view.confirmation:
         conduct = Conduct(view.confirmation.conduct).name.lower()
         found["confirmation"] = {"conduct": conduct, "reason": view.confirmation.reason}
@@ -189,14 +192,22 @@ def plain(view: RoundView) -> dict[str, Any]:
             "baseline_wh": known.statement.baseline_wh,
             "actual_wh": known.statement.actual_wh,
             "delivered_wh": known.statement.delivered_wh,
-            "amount": str(_price(view, known.statement.amount)),
+            "amount": _price(view, known.statement.amount),
             "corrections": view.statements - 1,
         }
     return found
 
 
-def _price(view: RoundView, ticks: int) -> Any:  # noqa: ANN401  a Decimal
-    return market.price(ticks, view.made.decimals)
+def _price(view: RoundView, ticks: int) -> str:
+    """Exact."""
+    return f"{market.price(ticks, view.made.decimals):f}"
+
+
+def coins(amount: Decimal, currency: str) -> str:
+    """An amount with the digits that its currency usually has; exact where that would leave nothing of it."""
+    digits = Decimal(1).scaleb(-DIGITS.get(currency, 2))
+    rounded = amount.quantize(digits, ROUND_HALF_EVEN)
+    return f"{rounded if rounded or not amount else amount:f} {currency}"
 
 
 # ---------------------------------------------------------------- for people
@@ -222,7 +233,7 @@ def row(view: RoundView) -> tuple[str, ...]:
         f"{view.bid.floor_w:,} to {view.bid.curve.ceiling_w:,} W" if view.bid else "-",
         _award_text(view),
         f"{statement.delivered_wh:,} Wh" if statement else "-",
-        f"{_price(view, statement.amount)} {made.currency}" if statement else "-",
+        coins(market.price(statement.amount, made.decimals), made.currency) if statement else "-",
     )
 
 
@@ -308,7 +319,7 @@ def _groups(bid: Bid) -> list[tuple[tuple[int, int, bool], ...]]:
 
 def _label(view: RoundView, group: tuple[tuple[int, int, bool], ...]) -> str:
     high, low = group[0][0], group[-1][0]
-    return str(_price(view, high)) if high == low else f"{_price(view, high)} to {_price(view, low)}"
+    return _price(view, high) if high == low else f"{_price(view, high)} to {_price(view, low)}"
 
 
 def _divisible(group: tuple[tuple[int, int, bool], ...]) -> bool:
