@@ -82,6 +82,8 @@ def test_the_whole_way(tmp_path):
         assert site.bidder.status()["target_w"] == 0
         await site.until(END + 1)
         assert site.state() == "delivered"
+        known = site.known()
+        assert (known.bid.steps, known.bid_message) == ((), b""), "many rounds are kept for their statements"
         site.state_money()
         await asyncio.sleep(1)
         assert site.state() == "settled"

@@ -29,6 +29,8 @@ Read from the journal, which the agent may be writing: what it says was signed, 
 object a line for each round; with --follow again whenever it changes.
 """
 LAST = 20
+ROWS_MAX = 300_000
+"""Rows of the journal that are looked through, from its end back: a month of commits every 5 s is about as much."""
 LOOK_S = 1.0
 """With --follow, how often the journal is looked at."""
 
@@ -120,7 +122,7 @@ class _Reader:
         """Messages back to the announcement of so many rounds, or of all, in the log's order."""
         found: list[Kept] = []
         with opened(self._path) as database:
-            past = Past(Journal(database, str(self._path), check=False), 0, sys.maxsize)
+            past = Past(Journal(database, str(self._path), check=False), 0, ROWS_MAX)
             while (part := past.look()) is not None:
                 found[:0] = part
                 if number is None and _announced(found) > rounds:
