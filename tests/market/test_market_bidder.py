@@ -30,6 +30,7 @@ from energybid.agent.rounds import State
 from energybid.bidding.curve import Curve, Step
 from energybid.core.entries import MarketKind, MarketReason
 from energybid.core.errors import JournalDamagedError, JournalStalledError
+from energybid.core.quantities import ClockState
 from energybid.sync import market
 from energybid.sync.market import Conduct, Verdict
 
@@ -710,6 +711,22 @@ def test_a_clock_that_steps_back_before_the_gate_undoes_nothing(tmp_path):
 
     site = play(tmp_path / "j", scene)
     assert len(site.bids()) == 1
+
+
+def test_who_does_not_know_the_time_promises_nothing(tmp_path, caplog):
+    async def scene(site):
+        site.clock.state = ClockState.UNSYNCHRONISED
+        site.round(1)
+        await site.until(30)
+        assert site.state() == "announced"
+        site.clock.state = ClockState.HOLDOVER
+        await site.until(GATE - 5)  # the last look
+        assert site.state() == "bid"
+        return site
+
+    play(tmp_path / "j", scene)
+    said = [record.message for record in caplog.records if "the clock is" in record.message]
+    assert said == ["the clock is not set: nothing is bid", "the clock is set: rounds are bid for"]
 
 
 # ---------------------------------------------------------------- bids

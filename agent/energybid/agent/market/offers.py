@@ -18,6 +18,7 @@ from energybid.agent.market.outbox import Letter
 from energybid.agent.rounds import Event, State
 from energybid.core.entries import MarketKind
 from energybid.core.errors import EvidenceError
+from energybid.core.quantities import ClockState
 from energybid.sync import market
 from energybid.sync.market import Bid
 
@@ -49,6 +50,8 @@ class Offers:
         self._looked: set[int] = set()
         """Rounds that had their last look."""
         self._wake = asyncio.Event()
+        self._timely = True
+        """The clock is set, as far as was told."""
 
     def want(self, number: int) -> None:
         """Plan a round, and bid for it if that makes a difference."""
@@ -103,12 +106,22 @@ class Offers:
     def _may_bid(self, known: Known) -> bool:
         """Whether a bid could still be made, or replaced."""
         made, now_ms = known.round, self._floor.now_ms()
+        if not self._knows_time():
+            return False
         if Event.GATE in known.passed or now_ms >= made.gate_ms or not self._alone(known):
             return False
         if known.state is State.ANNOUNCED:
             return True
         sent = ("bid", made.number) not in self._floor.outbox
         return known.state is State.BID and sent and now_ms < made.gate_ms - margin_ms(known)
+
+    def _knows_time(self) -> bool:
+        """A bid is a promise about a time: who does not know what time it is makes none."""
+        known = self._floor.platform.clock_state() != ClockState.UNSYNCHRONISED
+        if known != self._timely:
+            self._timely = known
+            logger.warning("the clock is %s", "set: rounds are bid for" if known else "not set: nothing is bid")
+        return known
 
     def _alone(self, known: Known) -> bool:
         """No round with a bid has an interval that overlaps this one's: a site does one thing at a time."""
