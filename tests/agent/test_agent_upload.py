@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 from contextlib import asynccontextmanager
 
 import pytest
@@ -9,6 +10,7 @@ from energybid.agent.mailbox import PAYLOAD_MAX, WAITING_MAX
 from energybid.agent.plan import UplinkPlan
 from energybid.agent.upload import BATCH_ENTRIES, PATIENCE_MAX_S, Uploader, build_batch
 from energybid.core.cose import PrivateKey
+from energybid.core.entries import MESSAGE_MAX, MarketKind, MarketMessage
 from energybid.core.errors import EvidenceError, RollbackError, UplinkDownError, UplinkRefusedError
 from energybid.core.evidence import Receipt, sign_receipt
 from energybid.core.log import Salts
@@ -485,3 +487,20 @@ def test_the_status_says_what_other_parts_add(tmp_path):
         assert json.loads(uploader.status_payload("online"))["state"] == "online"
 
     world(tmp_path / "j", script, prepare=prepare)
+
+
+def test_the_longest_messages_of_a_market_fit_the_frames(tmp_path):
+    chance = random.Random(3)
+
+    async def script(there, recorder, uploader, _):
+        await asyncio.sleep(20)
+        for number in range(300):
+            longest = chance.randbytes(MESSAGE_MAX)
+            recorder.append(MarketMessage(MarketKind.PRICES, 1, longest, number, 7, 2, recorder.start, 5))
+        await asyncio.sleep(120)
+        assert there.frontier.size > recorder.committed - 20
+        assert max(map(len, there.frames)) > 100_000
+        entries = [entry for frame in there.frames for entry in decode_batch(frame).entries]
+        assert [e.missed for e in entries if isinstance(e, MarketMessage)] == list(range(300))
+
+    world(tmp_path / "j", script)
