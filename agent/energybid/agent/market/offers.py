@@ -34,6 +34,8 @@ MUCH = 0.05
 """A curve has changed much where the area between the old and the new one is more than this share of both."""
 LAST_LOOK, LAST_LOOK_MAX_MS = 0.3, 60_000
 """A round is planned once more when this share of the time from its announcement to its gate is left, or so much."""
+LOOK_S = 1.0
+"""So often at least it is looked whether a last look is due: the wall clock may step."""
 MARGIN, MARGIN_MIN_MS = 0.1, 2_000
 """In the last tenth of that time, and in the last 2 s, no bid is replaced: the new one might come too late."""
 _TAKEN = (State.BID, State.AWARDED, State.DELIVERING, State.OVERRIDDEN)
@@ -81,14 +83,15 @@ class Offers:
     async def _wait(self) -> None:
         """Until something is wanted, or a round is due for its last look."""
         now_ms = self._floor.now_ms()
-        due_ms = [
-            last_look_ms(known) - now_ms
+        due_s = [
+            (last_look_ms(known) - now_ms) / 1000
             for known in self._floor.rounds.upcoming
-            if self._may_bid(known) and known.round.number not in self._looked
+            if Event.GATE not in known.passed and known.round.number not in self._looked
         ]
-        pause_s = max(0.0, min(due_ms) / 1000) if due_ms else None
+        # One that is due and can not be bid for now may be a second later.
+        pause_s = min([LOOK_S, *(due for due in due_s if due > 0)]) if due_s else None
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(None if pause_s is None else min(pause_s, 1.0)):
+            async with asyncio.timeout(pause_s):
                 await self._wake.wait()
 
     def _last_looks(self) -> None:
