@@ -497,6 +497,8 @@ def test_a_markets_messages_go_to_the_stranger(in_market, capsys, database):
     assert (message["kind"], message["reason"], message["signature"]) == ("award", "none", "verified")
     assert (message["says"]["net_w"], message["key"]["file"]) == (1500, "market.pem")
     assert "that it accepted a market's message: award: market acme/flex number 42" in text
+    assert "verdict 0 (awarded)" in text
+    assert "time_ms 1767226440000 (2026-01-01T00:14:00.000Z)" in text
     assert "(market.pem) signed that message itself" in text
     assert ("signed as the head-end" in text) == (facts["receipt"] is not None) == (database == "headend.db")
     head, array = stranger_proof.entry_proof(

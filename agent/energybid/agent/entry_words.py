@@ -1,6 +1,7 @@
 """One entry that a proof discloses, as facts and in plain words. Pure: an entry and keys in, text out."""
 
 from collections.abc import Mapping
+from enum import IntEnum
 from typing import Any
 
 from energybid.agent.moments import moment_text
@@ -9,9 +10,17 @@ from energybid.core.cose import PublicKey
 from energybid.core.entries import Command, CommandCause, CommandOutcome, Entry, MarketMessage, MarketReason, Unknown
 from energybid.core.quantities import decimal_text
 from energybid.sync import logged
+from energybid.sync.market import Conduct, PriceCurve, Pricing, Verdict
 
 Keys = Mapping[bytes, tuple[PublicKey, str]]
 """kid → key, and the name by which the user knows it."""
+_ENUMERATIONS: Mapping[str, type[IntEnum]] = {
+    "pricing": Pricing,
+    "verdict": Verdict,
+    "conduct": Conduct,
+    "curve": PriceCurve,
+}
+_MOMENTS = frozenset({"time_ms", "gate_ms", "begins_ms", "expires_ms"})
 _MADE = frozenset({"bid", "confirmation"})
 """Messages of the gateway's own."""
 
@@ -28,10 +37,15 @@ def entry_facts(entry: Entry, keys: Keys) -> dict[str, Any]:
     Raises:
         EvidenceError: It holds a market's message as one that counts, and its maker did not sign it.
     """
-    facts: dict[str, Any] = {"type": type(entry).__name__.lower(), "fields": _plain_fields(entry)}
+    facts: dict[str, Any] = {"type": type_name(entry), "fields": _plain_fields(entry)}
     if isinstance(entry, MarketMessage):
-        facts |= {"type": "market message", "message": _message(entry, keys)}
+        facts["message"] = _message(entry, keys)
     return facts
+
+
+def type_name(entry: Entry) -> str:
+    """What people call the type of an entry."""
+    return "market message" if isinstance(entry, MarketMessage) else type(entry).__name__.lower()
 
 
 def _plain_fields(entry: Entry) -> dict[str, Any]:
@@ -85,7 +99,7 @@ def _dated(fields: dict[str, Any], clocks: Mapping[int, str]) -> str:
 def _message_claims(where: str, facts: dict[str, Any], dated: list[str]) -> tuple[list[str], list[str]]:
     message = facts["message"]
     kind, says = message["kind"], message["says"]
-    said = "".join(f"\n{name}  {value}" for name, value in says.items() if name != "steps")
+    said = "".join(f"\n{name}  {_said(name, value)}" for name, value in says.items() if name != "steps")
     said += "".join(f"\nstep  {step}" for step in says.get("steps", []))
     if message["reason"] != logged.REASONS[MarketReason.NONE]:
         what = f"that it refused a message on the topic of {kind}, for this reason: {message['reason']}"
@@ -104,6 +118,12 @@ def _message_claims(where: str, facts: dict[str, Any], dated: list[str]) -> tupl
     if kind in _MADE:
         unproven.append("that the message was sent, or arrived")
     return proven, unproven
+
+
+def _said(name: str, value: Any) -> str:  # noqa: ANN401
+    if name in _ENUMERATIONS:
+        return f"{value} ({_ENUMERATIONS[name](value).name.lower().replace('_', ' ')})"
+    return f"{value} ({moment_text(value)})" if name in _MOMENTS else str(value)
 
 
 def _command(fields: dict[str, Any]) -> str:

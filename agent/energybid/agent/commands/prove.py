@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from energybid.agent.databases import histories, opened
+from energybid.agent.entry_words import type_name
 from energybid.agent.moments import moment_ms, moment_text
 from energybid.core import cose, exit_codes
 from energybid.core.disclosure import ConsistencyProof, parse_proof
@@ -171,7 +172,7 @@ def _entry(history: History, sequence: int) -> tuple[dict[str, Any], bytes]:
     entry = parse(proof.entry.canonical)[1]
     facts = _facts("entry-proof", history, proof.checkpoint) | {
         "sequence": sequence,
-        "type": type(entry).__name__.lower(),
+        "type": type_name(entry),
         "receipt": proof.receipt is not None,
     }
     return facts, proof.encode()
