@@ -278,6 +278,27 @@ def test_what_makes_a_device_obey_is_held_as_long_as_the_device_is(tmp_path):
     )
 
 
+def test_two_limits_that_are_a_power_when_both_say_the_same(tmp_path):
+    """As SunSpec's model 124 has it; the limit of the roof stands in for the second."""
+    control = replace(example_plan().market.assets[0].control, mirror="roof/limit")
+    changes = with_assets(battery={"control": control, "ramp_w_per_s": 0.0})
+    floor = Floor()
+    floor.there = {"battery", "roof"}
+
+    async def scene(gateway):
+        await follow(gateway, -2000, {"battery": -2600}, rank=Rank.SCHEDULE)
+        assert gateway.writes("battery") == [-2600]
+        assert gateway.writes("roof") == [2600]
+        await asyncio.sleep(5)
+        assert gateway.writes("roof") == [2600, 1_000_000]
+        await gateway.control.hold("roof/limit", Fraction(7), Owner("anna", Rank.OVERRIDE), now() + 300)
+        gateway.floor.obeys["battery"] = 0.0
+        done, *_ = await follow(gateway, -2000, {"battery": -2600}, seconds=120)
+        assert done == (Conduct.OVERRIDDEN, "battery: held by anna")
+
+    play(tmp_path / "j", scene, floor, keep={"battery", "roof"}, changes=changes)
+
+
 def test_an_asset_that_is_gone_from_the_configuration_is_not_moved(tmp_path):
     async def scene(gateway):
         done, *_ = await follow(gateway, 600, {"battery": 0, "gone": 500})

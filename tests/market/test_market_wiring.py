@@ -115,6 +115,30 @@ def test_a_fault_is_told_with_its_key(tmp_path, change, fault):
     assert any(fault in line for line in found), found
 
 
+@pytest.mark.parametrize(
+    ("mirror", "fault"),
+    [
+        ("roof/limit", "asset[0].charge: 5000 W is -5000 of limit, which takes 0 to 1000000 W"),
+        ("load/shed", "asset: points must be unique: load/shed"),
+        ("load/none", "asset[0].mirror: simulated-load has no [[writable]] 'none'"),
+        ("machine/start", "asset[0].mirror: machine/start has other units or steps than battery/power"),
+        ("heat-pump/power", "asset[0].charge: 5000 W is -5000 of power, which takes -1 to 100000 W"),
+    ],
+)
+def test_a_mirror_takes_the_negative(tmp_path, mirror, fault):
+    head, tail = example().split('[[market.asset]]\nname = "roof"')[0], ""
+    if mirror != "load/shed":
+        head = head.replace('set = "machine/start"', 'set = "roof/limit"').replace(
+            'set = "heat-pump/power"', 'set = "x/y"'
+        )
+    text = head.replace('reserve = "1 kWh"', f'reserve = "1 kWh"\nmirror = "{mirror}"') + tail
+    if mirror == "roof/limit":
+        text = text.replace('set = "roof/limit"', 'set = "machine/start"')
+    with pytest.raises(ConfigurationError) as caught:
+        load_plan(site(tmp_path, text))
+    assert fault in str(caught.value)
+
+
 def test_all_faults_are_told_at_once(tmp_path):
     found = faults(
         tmp_path,

@@ -62,6 +62,9 @@ class BatteryModel(AssetModel):
     kind: Literal["battery"]
     set_counts: COUNTS = "import"
     """What `set` counts as positive: `"import"` charges, `"export"` discharges."""
+    mirror: Reference | None = None
+    """METER/WRITABLE that is held at the negative of `set`, for devices with a limit of charging and one of discharging
+    that are a power when both say the same: SunSpec model 124."""
     rated: Power | None = Field(None, ge=1)
     """Power of which `set` is a share, where it has no unit."""
     state: Reference
@@ -328,6 +331,7 @@ class MarketModel(Settings):
     def _unique(self) -> Self:
         names = [asset.name for asset in self.asset]
         points = [asset.set for asset in self.asset] + [e.set for asset in self.asset for e in asset.enable]
+        points += [asset.mirror for asset in self.asset if isinstance(asset, BatteryModel) and asset.mirror]
         twice = [(what, {n for n in of if of.count(n) > 1}) for what, of in (("names", names), ("points", points))]
         faults = [f"asset: {what} must be unique: {', '.join(sorted(same))}" for what, same in twice if same]
         if faults:

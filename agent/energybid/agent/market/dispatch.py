@@ -197,7 +197,8 @@ class _Job:
 
     def _overridden_by(self, mover: Mover) -> str:
         control = mover.plan.control
-        points = (control.point, *(point for point, _ in control.enable))
+        points = [control.point, *(point for point, _ in control.enable)]
+        points += [control.mirror] if control.mirror else []
         owners = (self.of.control.held_above(point, self.rank) for point in points)
         return next((owner.name for owner in owners if owner), "")
 
@@ -278,7 +279,8 @@ class _Job:
             leases = [await self.of.control.hold(control.point, number, owner, until_s)]
             self.of.leases[mover.name] = leases + self.of.leases.get(mover.name, [])[1:]
             self.of.assets.commanded(mover.name, power_w, until_s, parts)
-            for point, value in control.enable:
+            others = ((control.mirror, -number),) if control.mirror else ()
+            for point, value in (*others, *control.enable):
                 leases.append(await self.of.control.hold(point, value, owner, until_s))
             self.of.leases[mover.name] = leases
             mover.told_now(self._loop.time(), number, power_w)

@@ -43,6 +43,8 @@ class SetPoint:
     values: tuple[Fraction, ...] = ()
     """The only ones it may have; empty where all between the bounds may be."""
     safe: Fraction
+    mirror: str | None = None
+    """A point that is held at the negative of the number."""
     enable: tuple[tuple[str, Fraction], ...] = ()
     """Points that are held too, at these numbers, after it was written: what makes the device obey."""
 

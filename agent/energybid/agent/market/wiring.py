@@ -6,6 +6,7 @@ Imported where a file is checked only. Every fault is collected, with the key th
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -183,8 +184,8 @@ class _Wiring:
         Args:
             key: Of the asset.
             asset: It.
-            how: ``counts``: its sign; ``rated``: W of a share; ``a_w``: W of an ampere; ``powers``: key → W of import
-                that it must take.
+            how: ``counts``: its sign; ``mirror``: a point that is held at the negative; ``rated``: W of a share;
+                ``a_w``: W of an ampere; ``powers``: key → W of import that it must take.
         """
         writable = self.writable(f"{key}.set", asset.set)
         if writable is None:
@@ -198,9 +199,15 @@ class _Wiring:
             self.faults.append(f"{key}.set: {asset.set} is {unit}: {hint}")
             return None
         w_per_unit = -Fraction(size) if how["counts"] == "export" else Fraction(size)
+        mirror = how.get("mirror")
+        other = self.writable(f"{key}.mirror", mirror) if mirror else None
         for name, power_w in how["powers"].items():
             self._within(f"{key}.{name}", writable, power_w / w_per_unit, power_w)
-        return self._set_point(key, asset, writable, w_per_unit)
+            if other is not None:
+                self._within(f"{key}.{name}", other, -power_w / w_per_unit, power_w)
+        if other is not None and (other.unit, other.scale) != (writable.unit, writable.scale):
+            self.faults.append(f"{key}.mirror: {mirror} has other units or steps than {asset.set}")
+        return replace(self._set_point(key, asset, writable, w_per_unit), mirror=mirror)
 
     def _within(self, key: str, writable: Writable, value: Fraction, power_w: int) -> None:
         if not writable.minimum <= value <= writable.maximum:
@@ -242,7 +249,8 @@ class _Wiring:
 
     def battery(self, key: str, asset: config.BatteryModel) -> plan.BatteryPlan | None:
         powers = {"charge": asset.charge, "discharge": -asset.discharge}
-        control = self.power_set(key, asset, counts=asset.set_counts, rated=asset.rated, powers=powers)
+        how = {"counts": asset.set_counts, "rated": asset.rated, "mirror": asset.mirror}
+        control = self.power_set(key, asset, powers=powers, **how)
         state = self.sensor(f"{key}.state", asset.state, (SHARE, "Wh"))
         if state and state.unit == "Wh" and asset.full is not None:
             self.faults.append(f"{key}.full: {asset.state} is in Wh: leave it out")
