@@ -4,14 +4,17 @@ import asyncio
 import json
 from dataclasses import replace
 from fractions import Fraction
+from itertools import groupby
 from math import sin
 
 import pytest
 from energybid.agent.cli import main
 from energybid.agent.control import Owner, Rank
 from energybid.agent.market import plan as plans
+from energybid.core.entries import Command
 from energybid.sync.market import Conduct
 from floors import Floor, example_plan, play
+from gateways import entries_in
 from sites import site
 
 
@@ -61,6 +64,8 @@ def test_the_next_interval_takes_over_without_a_safe_number_in_between(tmp_path)
         assert 0 not in gateway.writes("battery")
 
     play(tmp_path / "j", scene, keep={"battery"})
+    ranks = [entry.rank for entry in entries_in(tmp_path / "j") if isinstance(entry, Command)]
+    assert [rank for rank, _ in groupby(ranks)] == [Rank.MARKET, Rank.SCHEDULE, Rank.MARKET, Rank.SAFETY]
 
 
 def test_a_schedule_is_a_split_and_no_more(tmp_path):

@@ -242,7 +242,8 @@ class Control:
         async with found.lock:
             found.expire()
             self._check(found, value, owner, until_s)  # while it waited, another may have come, or the stop
-            only_its_time_is_new = before is not None and before.active and before.value == value
+            same = before is not None and (before.owner, before.value) == (owner, value)  # of another rank: logged
+            only_its_time_is_new = before is not None and same and before.active
             found.leases[owner.name] = lease
             found.changed.set()
             if only_its_time_is_new:
