@@ -71,9 +71,8 @@ def measure(minutes: int, rounds: int) -> str:
         )
         gone = (begins_ms - BEGINS_MS - days * DAY_MS) // step_ms
         battery, car, heat, run, load = draw(Random(1)).assets
-        assets = [
-            battery, replace(car, departure=720 // minutes - gone), heat, replace(run, deadline=600 // minutes - gone), load
-        ]  # fmt: skip
+        car, run = replace(car, departure=720 // minutes - gone), replace(run, deadline=600 // minutes - gone)
+        assets = [battery, car, heat, run, load]
         planned = planner.plan(made, [(str(n), asset) for n, asset in enumerate(assets)], 800, begins_ms)
         planned.split(planned.schedule_w)
 

@@ -9,7 +9,7 @@ from energybid.bidding.assets_stores import Battery
 from energybid.bidding.packed import pack, unpack
 from energybid.bidding.prices import Place, PriceModel, Shape, running_mean
 from energybid.bidding.prices_battery import CELLS, Cell, Trader, best_falling, marginal_values
-from energybid.bidding.prices_bids import cases, news_bid
+from energybid.bidding.prices_bids import best_at, cases, news_bid
 from energybid.bidding.prices_trading import Market, expected, foresight, trade
 from energybid.bidding.site import Site
 from energybid.bidding.values import values
@@ -253,10 +253,17 @@ def test_a_site_bids_with_the_price_as_news(model):
     site = Site((battery,), import_limit_w=20_000, export_limit_w=20_000)
     ahead = [rows[0] for rows in site.ahead(model.outlook(day_ahead[11:40], step=10, later=25.0))]
 
-    def respond(place):
-        return site.respond(ahead, step_h=0.5, base_w=1_000, states=model.weights(place).tolist())
+    class Answer:
+        def __init__(self, place):
+            self.made = site.respond(ahead, step_h=0.5, base_w=1_000, states=model.weights(place).tolist())
 
-    found = cases(model, Place(0.5, 0.2), float(day_ahead[10]), 10, respond)
+        def response(self):
+            return self.made
+
+        def wish_w(self, price):
+            return best_at(self.made, price)
+
+    found = cases(model, Place(0.5, 0.2), float(day_ahead[10]), 10, Answer)
     curve = news_bid(found, tick=0.01).curve
     assert curve.floor_w == -4_000
     assert curve.ceiling_w == 6_000
@@ -265,7 +272,7 @@ def test_a_site_bids_with_the_price_as_news(model):
     if all(a >= b for a, b in pairwise(wishes)):
         assert [curve.net_w(int(case.price / 0.01)) for case in found] == wishes
     # The same site where the news turns the wish round.
-    turned = [case._replace(response=other.response) for case, other in zip(found, found[::-1], strict=True)]
+    turned = [case._replace(answer=other.answer) for case, other in zip(found, found[::-1], strict=True)]
     assert news_bid(turned, tick=0.01).curve.floor_w <= 6_000
     rising = [case._replace(wish_w=other.wish_w) for case, other in zip(found, found[::-1], strict=True)]
     levels = [step.power_w for step in news_bid(rising, tick=0.01).curve.steps]

@@ -15,7 +15,7 @@ import numpy as np
 
 from energybid.bidding.forecast_models import DAYS_KEPT, Array, Candidate, Day, Past, candidates
 from energybid.bidding.forecast_spread import LEVELS, Spread
-from energybid.bidding.packed import plain
+from energybid.bidding.packed import Fine, plain
 
 FORMAT = 2
 """Of the state; another one is not taken up."""
@@ -100,8 +100,8 @@ class _Entrant:
         self.freeze(self.frozen)
 
     def freeze(self, state: dict[str, Any]) -> None:
-        self.frozen, self.frozen_age, self.race = state, 0, [0.0, 0.0]
         self.twin.restore(state)
+        self.frozen, self.frozen_age, self.race = self.twin.state(), 0, [0.0, 0.0]
 
     def state(self) -> dict[str, Any]:
         return {
@@ -209,7 +209,7 @@ class Forecaster:
             "format": FORMAT,
             "slots": self._slots,
             "used": self._used,
-            "load": self._past.load,
+            "load": Fine(self._past.load),
             "days": [[day.weekday, day.temperature_c] for day in self._past.days],
             "models": {name: entrant.state() for name, entrant in self._entrants.items()},
         }

@@ -323,7 +323,7 @@ def liked_w(modes: tuple[Mode, ...], grid: Array, worth: Array, rest: float, pri
         if low_w > high_w:
             continue
         unit = (price + mode.cost) * step_h
-        for power_w in {low_w, high_w, _inner_w(mode, (low_w, high_w), grid, worth, rest, unit)}:
+        for power_w in {low_w, high_w, *_inner_w(mode, (low_w, high_w), grid, worth, rest, unit)}:
             place = min(max((rest + mode.gain * power_w - first) / spacing, 0.0), len(grid) - 1.0)
             left = min(int(place), len(grid) - 2)
             low, high = float(worth[left]), float(worth[left + 1])
@@ -333,17 +333,18 @@ def liked_w(modes: tuple[Mode, ...], grid: Array, worth: Array, rest: float, pri
     return best_w
 
 
-def _inner_w(mode: Mode, ends_w: tuple[int, int], grid: Array, worth: Array, rest: float, unit: float) -> int:
-    """The best of the powers that lead to a point of the grid; one of the ends if there are none between them."""
+def _inner_w(mode: Mode, ends_w: tuple[int, int], grid: Array, worth: Array, rest: float, unit: float) -> set[int]:
+    """The best of the powers that lead to a point of the grid, and its neighbours: rounding may favour them."""
     low_w, high_w = ends_w
     first, spacing = float(grid[0]), float(grid[1] - grid[0])
     ends = sorted((rest + mode.gain * low_w, rest + mode.gain * high_w))
     begin, end = max(0, ceil((ends[0] - first) / spacing)), min(len(grid) - 1, floor((ends[1] - first) / spacing))
     if begin > end:
-        return low_w
+        return set()
     points = slice(begin, end + 1)
-    place = begin + int((worth[points] - unit / mode.gain * grid[points]).argmax())
-    return min(max(round((float(grid[place]) - rest) / mode.gain), low_w), high_w)
+    best = begin + int((worth[points] - unit / mode.gain * grid[points]).argmax())
+    places = range(max(best - 1, begin), min(best + 1, end) + 1)
+    return {min(max(round((float(grid[place]) - rest) / mode.gain), low_w), high_w) for place in places}
 
 
 def _whole_powers(mode: Mode, rest: float) -> tuple[int, int]:
