@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from energybid.core.settings import parse_toml
-from energybid.simulator.world import watch
+from energybid.simulator.world import bids, watch
 from energybid.simulator.world.scenario import Faults, Happening, Scenario
 
 ROOT = Path(__file__).parents[2]
@@ -35,10 +35,12 @@ def rows(faults):
             shape = f"{lasting(fault.least)} to {lasting(fault.most)}" if fault.most > 1 else "at once"
             yield f"| `{name}` | {fault.per_day:g} a day | {shape} |"
         elif isinstance(fault, float):
-            yield f"| `{name}` | {100 * fault:g} % | of answers or messages |"
+            share = "of phases of rounds" if name.startswith("round") else "of answers or messages"
+            yield f"| `{name}` | {100 * fault:g} % | {share} |"
         else:
+            share = "of the market's messages" if name == "market_lies" else "of answers"
             for kind, rate in fault.rates().items():
-                yield f"| `{name}.{kind}` | {100 * rate:g} % | of answers |"
+                yield f"| `{name}.{kind}` | {100 * rate:g} % | {share} |"
 
 
 def test_every_fault_stands_in_the_table_as_it_is():
@@ -46,9 +48,10 @@ def test_every_fault_stands_in_the_table_as_it_is():
 
 
 def test_every_invariant_stands_in_the_table_and_has_a_mutation():
-    named = re.findall(r"^\| ``(\w+)``", watch.__doc__, re.MULTILINE)
-    assert len(named) > 12
-    mutations = Path(__file__).with_name("test_world_mutations.py").read_text(encoding="utf-8")
+    named = re.findall(r"^\| ``(\w+)``", watch.__doc__ + bids.__doc__, re.MULTILINE)
+    assert len(named) > 24
+    files = ("test_world_mutations.py", "test_world_bids.py")
+    mutations = "".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in files)
     for name in named:
         assert f"| `{name}` |" in RELIABILITY, name
         assert f"def test_{name}_" in mutations, name

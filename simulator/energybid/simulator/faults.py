@@ -40,6 +40,10 @@ class Fault(StrEnum):
     """TCP only: held back for up to 0.3 s, so that answers to later requests come before it."""
 
 
+READS_MAX = 4
+"""Largest function code whose answer has a byte count and registers or coils."""
+
+
 class Answer(NamedTuple):
     """What a meter wants to send."""
 
@@ -154,4 +158,6 @@ def _shortened(pdu: bytes) -> bytes:
     """A read's answer without its last register; anything else without its last byte, or with one more."""
     if pdu[0] & EXCEPTION_FLAG or len(pdu) < 4:  # noqa: PLR2004  function, byte count, one register
         return pdu + b"\x00"
+    if pdu[0] > READS_MAX:
+        return pdu[:-1]
     return bytes((pdu[0], pdu[1] - 2)) + pdu[2:-2]

@@ -177,8 +177,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
                     except (SystemExit, KeyboardInterrupt):
                         raise
                     except BaseException as error:  # noqa: BLE001  as asyncio's own handles do
-                        what = {"message": f"exception in callback {handle!r}", "exception": error, "handle": handle}
-                        self.call_exception_handler(what)
+                        text = f"exception in callback {handle._callback!r}"  # type: ignore[attr-defined]  # noqa: SLF001
+                        self.call_exception_handler({"message": text, "exception": error})
             if self._stopping:  # type: ignore[attr-defined]
                 return
 

@@ -18,7 +18,7 @@ from energybid.simulator.meters import device_profiles
 from energybid.simulator.serve import Place, Served, serve
 from energybid.simulator.system import cpu_seconds, describe_commit, in_processes, stop_event
 from energybid.simulator.world.report import event_log, facts, render, replay_command, slim
-from energybid.simulator.world.scenario import Faults, Scenario, large, load_scenario, small
+from energybid.simulator.world.scenario import Faults, Scenario, bidding, large, load_scenario, small
 from energybid.simulator.world.world import Outcome, simulate
 
 HELP = "serve simulated meters, or run the whole system in virtual time"
@@ -38,6 +38,7 @@ examples:
   energybid simulate world --seed 7 --days 3 --faults all
   energybid simulate world --seed 1 --seeds 200 --jobs 2             200 worlds of one day, on two cores
   energybid simulate world --seed 7 --large                          ten meters, polled every 10 s
+  energybid simulate world --seed 7 --market --days 0.25             a site that bids in rounds of 15 minutes
   energybid simulate world --seed 7 --faults headend,agent_killed    only these
   energybid simulate world --seed 7 --scenario scenario.toml         simulator/README.md shows one
 
@@ -73,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     world.add_argument("--faults", help="all (the default), none, or names with commas between")
     size = world.add_mutually_exclusive_group()
     size.add_argument("--large", action="store_true", help="ten meters, polled every 10 s; else three, every 60 s")
+    size.add_argument("--market", action="store_true", help="two meters, and a house with a battery that bids")
     size.add_argument("--scenario", type=Path, help="scenario.toml instead")
     world.add_argument("--log", type=Path, default=Path(), metavar="FOLDER", help="where event logs of failures go")
     world.add_argument("--json", action="store_true", help="print one JSON object")
@@ -138,7 +140,8 @@ def _scenario(arguments: argparse.Namespace) -> Scenario:
         if arguments.faults is None:
             return scenario
         return scenario.model_copy(update={"faults": Faults.chosen(arguments.faults)})
-    return (large if arguments.large else small)(Faults.chosen(arguments.faults or "all"))
+    made = large if arguments.large else bidding if arguments.market else small
+    return made(Faults.chosen(arguments.faults or "all"))
 
 
 def _world(task: tuple[int, float, Scenario]) -> Outcome:
@@ -148,7 +151,7 @@ def _world(task: tuple[int, float, Scenario]) -> Outcome:
 def _failed(outcome: Outcome, arguments: argparse.Namespace) -> None:
     """Say how to see it again, and write the event log."""
     options = [f"--faults {arguments.faults}"] if arguments.faults else []
-    options += ["--large"] if arguments.large else []
+    options += ["--large"] if arguments.large else ["--market"] if arguments.market else []
     options += [f"--scenario {arguments.scenario}"] if arguments.scenario else []
     command, commit = replay_command(outcome, " ".join(options)), describe_commit()
     path = arguments.log / f"world-{outcome.seed}.log"

@@ -21,7 +21,7 @@ logger = logging.getLogger("energybid.market")
 
 RECONNECT_MIN_S, RECONNECT_MAX_S = 0.5, 30.0
 LOOK_S = 5.0
-"""The wall clock is looked at so often at least: it may be set."""
+"""A wall clock that may be set is looked at so often."""
 QUEUE_MAX, AT_ONCE = 4096, 256
 """Messages that wait; messages judged in one go, so that a gate is not missed for them."""
 PUBLISH_MAX = 64
@@ -51,8 +51,18 @@ class World(Protocol):
 class Service:
     """Runs a market until it is cancelled."""
 
-    def __init__(self, world: World, settings: UplinkSettings, operator: Operator, store: Store) -> None:
-        """Serve ``operator``, whose store is ``store``, from the broker of ``settings``."""
+    def __init__(
+        self, world: World, settings: UplinkSettings, operator: Operator, store: Store, *, look_s: float = LOOK_S
+    ) -> None:
+        """Serve ``operator``, whose store is ``store``, from the broker of ``settings``.
+
+        Args:
+            world: Clock, chance, thread and broker.
+            settings: Of the connection.
+            operator: The market.
+            store: Its database.
+            look_s: The wall clock is looked at so often at least.
+        """
         self.on_event: Callable[[Event], None] = lambda _: None
         """Told of everything that happens."""
         self.connected = asyncio.Event()
@@ -62,6 +72,7 @@ class Service:
         self._came = asyncio.Event()
         self._letters = asyncio.Event()
         self._said = ""
+        self._look_s = look_s
 
     def _now_ms(self) -> int:
         return self._world.now_ns() // 1_000_000
@@ -113,7 +124,7 @@ class Service:
         if not self._queue.empty():
             return
         with suppress(TimeoutError):
-            async with asyncio.timeout(min(LOOK_S, max(0.001, (due_ms - now_ms) / 1000))):
+            async with asyncio.timeout(min(self._look_s, max(0.001, (due_ms - now_ms) / 1000))):
                 await self._came.wait()
 
     # ------------------------------------------------------------ the connection

@@ -95,6 +95,7 @@ class Link:
         """The connection is gone."""
         if not self.reason:
             self.reason = reason
+            self._broker.on_lost(self.client)
             self.inbox.put_nowait(None)
 
 
@@ -114,6 +115,11 @@ class Broker:
         """Share of messages after which the sender's connection is lost."""
         self.down_until_s = 0.0
         self.connections = self.duplicated = self.dropped = 0
+        self.on_lost: Callable[[str], None] = lambda _client: None
+        """Told of every client whose connection is gone."""
+        self.swallows: Callable[[str, str, bytes], bool] = lambda _client, _topic, _payload: False
+        """Whether a message that was taken is given to nobody."""
+        self._refused_until_s: dict[str, float] = {}
         self._chance = chance
         self._published = published
         self._delivered = delivered
@@ -138,7 +144,7 @@ class Broker:
         """
         low, high = CONNECT_S
         await asyncio.sleep(low + (high - low) * self._chance.random())
-        if self._loop.time() < self.down_until_s:
+        if self._loop.time() < max(self.down_until_s, self._refused_until_s.get(settings.client_id, 0.0)):
             raise UplinkDownError("connection refused")
         link = self._connected(settings)
         life = LIFE.get()
@@ -185,6 +191,17 @@ class Broker:
         if will is not None:
             self._outside.run(self.take, "broker", will.topic, will.payload, retain=True)
 
+    def refuse(self, client: str, seconds: float) -> None:
+        """One client loses its connection, and gets none for a time."""
+        self._refused_until_s[client] = self._loop.time() + seconds
+        session = self._sessions.get(client)
+        if session is not None and session.link is not None:
+            self.cut(session.link, "the network is gone")
+
+    def refuse_nobody(self) -> None:
+        """Every client may connect."""
+        self._refused_until_s.clear()
+
     def cut_all(self, reason: str) -> None:
         """Lose every connection."""
         for link in [session.link for session in self._sessions.values() if session.link is not None]:
@@ -217,6 +234,8 @@ class Broker:
     def take(self, client: str, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """A message came in."""
         self._published(client, topic, payload)
+        if self.swallows(client, topic, payload):
+            return
         if retain:
             self._retained[topic] = payload
         for session in self._sessions.values():

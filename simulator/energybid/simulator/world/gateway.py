@@ -3,10 +3,13 @@
 import asyncio
 from collections.abc import Callable
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from energybid.agent.buses import GroupModel, MeterModel
 from energybid.agent.config import meter_plan
+from energybid.agent.market.config import MarketModel
+from energybid.agent.market.plan import MarketPlan
+from energybid.agent.market.wiring import Known, market_plan
 from energybid.agent.plan import AgentPlan, JournalPlan, StatusPlan, UplinkPlan
 from energybid.agent.process import run_agent
 from energybid.core.cose import PrivateKey, PublicKey
@@ -16,12 +19,15 @@ from energybid.core.quantities import ClockState
 from energybid.drivers.profile import load_profile
 from energybid.simulator.bus import Bus, LineTiming, RtuLine, Station, TcpConnection
 from energybid.simulator.faults import Fault, FaultSource
+from energybid.simulator.market.terms import Member
 from energybid.simulator.virtual import VirtualClock, VirtualOffload
+from energybid.simulator.world.bids import BidWatch, Keys
 from energybid.simulator.world.broker import Broker
 from energybid.simulator.world.disk import Beside, Disk, DiskState, WatchedDatabase
 from energybid.simulator.world.meters import MeterFaults, WorldMeter
-from energybid.simulator.world.scenario import PROFILES_SERIAL, PROFILES_TCP, Scenario
+from energybid.simulator.world.scenario import PROFILES_SERIAL, PROFILES_TCP, Market, Scenario
 from energybid.simulator.world.service import Service, is_journal_error
+from energybid.simulator.world.site import ASSET, EXPORTS, HOUSE, IMPORTS, PROFILES, QUANTITIES, Site, SiteMeter
 from energybid.simulator.world.trace import Trace
 from energybid.simulator.world.watch import GatewayWatch, Hurt, Violation
 from energybid.simulator.world.wire import Socket, Wiring
@@ -33,6 +39,10 @@ if TYPE_CHECKING:
 TENANT = "world"
 JOURNAL = "journal.db"
 HOST, DEVICE, PORT = "meters.example", "/dev/serial/by-id/usb-adapter", "/dev/ttyUSB{}"
+HOSTS = {"tcp": HOST, "site": "site.example"}
+SITE_TIMEOUT = "1 s"
+MARKET_SESSION_S = 7 * 86_400
+DAY_MS = 86_400_000
 PORTS = 4
 BAUD = 19_200
 SLOW_EVERY = 3
@@ -40,6 +50,8 @@ SLOW_EVERY = 3
 DRIVERS = dict.fromkeys(("modbus-tcp", "modbus-rtu"), "energybid.drivers.modbus.driver:open_driver")
 QUICK_S, SLOW_S = (0.001, 0.02), (0.1, 10.0)
 """How long a call to the disk takes."""
+THINK_S = (0.01, 2.0)
+"""How long the planner takes for an answer."""
 FORGIVEN_S = 30.0
 """So long after a disk's fault an agent may still end because of it."""
 
@@ -47,9 +59,14 @@ FORGIVEN_S = 30.0
 class Meter:
     """A meter at its place: what it is and what may befall it."""
 
-    def __init__(self, plan: MeterPlan, device: WorldMeter, faults: MeterFaults) -> None:
+    def __init__(self, plan: MeterPlan, device: WorldMeter | SiteMeter, faults: MeterFaults) -> None:
         """Keep them together."""
         self.plan, self.device, self.faults = plan, device, faults
+
+    @property
+    def plain(self) -> WorldMeter | None:
+        """The device, where it only measures."""
+        return self.device if isinstance(self.device, WorldMeter) else None
 
     @property
     def station(self) -> Station:
@@ -57,6 +74,16 @@ class Meter:
         return Station(
             name=self.plan.name, unit=self.plan.unit, device=self.device, reply_delay_s=0.02, faults=self.faults
         )
+
+
+class Seat(NamedTuple):
+    """A gateway's place in a market."""
+
+    market: str
+    """``tenant/market``."""
+    key: PublicKey
+    settings: Market
+    chance: Random
 
 
 class Gateway:
@@ -71,6 +98,7 @@ class Gateway:
         trace: Trace,
         violated: Callable[[Violation], None],
         chance: Random,
+        seat: Seat | None = None,
     ) -> None:
         """Install it; ``service.run`` switches it on."""
         self.name = name
@@ -100,17 +128,33 @@ class Gateway:
             )
             if bus.meters
         )
-        self.buses = {bus.name: Bus(stations=self._stations(bus), replay_ms=int) for bus in buses}
+        self.site: Site | None = None
+        self.bids: BidWatch | None = None
+        if seat:
+            midday_ms = int(seat.chance.random() * DAY_MS)
+            self.site = Site(f"{name} {midday_ms}", midday_ms, self._now_s)
+            buses = (*buses, self._site_bus(self.site, seat))
+        self.buses = {bus.name: Bus(stations=self._stations(bus), replay_ms=self._replay_ms(bus)) for bus in buses}
         self.sockets = {bus.name: self._socket(bus) for bus in buses}
         self.wiring = Wiring(
-            {HOST if name == "tcp" else PORT.format(0): socket for name, socket in self.sockets.items()},
+            {HOSTS.get(name, PORT.format(0)): socket for name, socket in self.sockets.items()},
             {DEVICE: PORT.format(0)} if "line" in self.sockets else {},
             lambda text: trace.event("port", f"{name} {text}"),
         )
         self.topics: Topics = topics_for(TENANT, name)
-        self.plan = self._plan(key, headend_key, buses)
+        self.client = f"energybid-{TENANT}-{name}"
+        bids_key = PrivateKey.from_entropy(seat.chance.randbytes(48)) if seat else None
+        market = self._market(seat, bids_key, buses) if seat and bids_key else None
+        self.plan = self._plan(key, headend_key, buses, market)
         devices = {meter.plan.name: meter.device for meter in self.meters.values()}
         self.watch = GatewayWatch(self.plan, key.public, headend_key, devices, trace, violated)
+        if seat and bids_key and self.site:
+            self.bids_key = bids_key.public
+            keys = Keys(seat.key, bids_key.public, key.public, headend_key)
+            self.bids = BidWatch(self.plan.origin, self.topics, keys, self.clock, self._now_s, violated)
+            self.bids.scarred = lambda: self.watch.scarred
+            self.watch.on_entry = self.bids.entry
+            self.site.follower.on_write = self.bids.wrote
         self.service = Service(name, self._main, trace)
         self.service.ended = self._ended
         self.service.on_cut = self._cut
@@ -153,6 +197,48 @@ class Gateway:
             lateness_s=2.0,
         )
 
+    def _site_bus(self, site: Site, seat: Seat) -> BusPlan:
+        """House and battery, on a network of their own."""
+        meters = []
+        for unit, (name, device) in enumerate(site.devices.items(), 1):
+            model = MeterModel(
+                name=name,
+                profile=PROFILES[name],
+                unit=unit,
+                interval=f"{seat.settings.interval:g} s",  # type: ignore[arg-type]  # as in the file
+                timeout=SITE_TIMEOUT,  # type: ignore[arg-type]
+                retries=2,
+                quantities=QUANTITIES[name],
+                group=[],
+            )
+            plan = meter_plan(model, site.loaded[name])
+            self.meters[name] = Meter(plan, device, MeterFaults(self._now_s))
+            meters.append(plan)
+        endpoint = TcpEndpoint(host=HOSTS["site"], port=502)
+        return BusPlan(name="site", kind="modbus-tcp", endpoint=endpoint, meters=tuple(meters), lateness_s=2.0)
+
+    def _market(self, seat: Seat, bids_key: PrivateKey, buses: tuple[BusPlan, ...]) -> MarketPlan:
+        """``[market]``, by the way of the product."""
+        model = MarketModel.model_validate(
+            {
+                "name": seat.market,
+                "key": "market",
+                "bids": "bids",
+                "meter": HOUSE,
+                "import_limit": "17 kW",
+                "export_limit": "10 kW",
+                "asset": [ASSET],
+            }
+        )
+        assert self.site  # noqa: S101  it is there where a seat is
+        loaded = self.site.loaded
+        known = {m.name: Known(m, loaded[m.name]) for bus in buses if bus.name == "site" for m in bus.meters}
+        pems = {"market": seat.key.pem(), "bids": bids_key.pem()}
+        return market_plan(model, dict(known), lambda name, _check: pems[name])
+
+    def _replay_ms(self, bus: BusPlan) -> Callable[[], int]:
+        return self.site.replay_ms if self.site and bus.name == "site" else int
+
     def _stations(self, bus: BusPlan) -> list[Station]:
         return [self.meters[meter.name].station for meter in bus.meters]
 
@@ -160,16 +246,19 @@ class Gateway:
         bus = self.buses[plan.name]
         chance = Random(self.chance.random())  # noqa: S311  seeded
         if plan.kind == "modbus-tcp":
-            return Socket(HOST, lambda: TcpConnection(bus), chance, serial=False)
+            return Socket(HOSTS[plan.name], lambda: TcpConnection(bus), chance, serial=False)
         line = RtuLine(bus, LineTiming.of(BAUD, "E"))
         return Socket(DEVICE, lambda: line, chance, serial=True)
 
-    def _plan(self, key: PrivateKey, headend_key: PublicKey, buses: tuple[BusPlan, ...]) -> AgentPlan:
+    def _plan(
+        self, key: PrivateKey, headend_key: PublicKey, buses: tuple[BusPlan, ...], market: MarketPlan | None
+    ) -> AgentPlan:
         settings = UplinkSettings(
             host="broker",
             port=1883,
-            client_id=f"energybid-{TENANT}-{self.name}",
+            client_id=self.client,
             will=Will(self.topics.status, b'{"state": "offline"}'),
+            session_s=MARKET_SESSION_S if market else 0,
         )
         scenario = self._scenario
         return AgentPlan(
@@ -187,18 +276,33 @@ class Gateway:
             buses=buses,
             drivers=DRIVERS,
             json_logs=False,
+            market=market,
         )
 
     def set_rates(self, scenario: Scenario) -> None:
         """Let the wires fail as often as a scenario says."""
         for name, bus in self.buses.items():
-            model = scenario.faults.tcp if name == "tcp" else scenario.faults.serial
+            tcp = name in HOSTS
+            model = scenario.faults.tcp if tcp else scenario.faults.serial
             seed = str(self.chance.random())
             rates = model.rates()
-            if name == "tcp":  # the wrong number may be that of a request under way: nobody can tell it from the truth
-                rates.pop(Fault.WRONG_TRANSACTION if self._in_flight > 1 else Fault.OVERTAKEN, None)
+            if tcp:  # the wrong number may be that of a request under way: nobody can tell it from the truth
+                several = name == "tcp" and self._in_flight > 1
+                rates.pop(Fault.WRONG_TRANSACTION if several else Fault.OVERTAKEN, None)
             bus.faults = FaultSource(seed, rates, model.late_by)
-            self.sockets[name].cut_rate = scenario.faults.cut if name == "tcp" else 0.0
+            self.sockets[name].cut_rate = scenario.faults.cut if tcp else 0.0
+
+    @property
+    def member(self) -> Member:
+        """As the market knows it."""
+        return Member(
+            origin=self.plan.origin,
+            key=self.bids_key,
+            topics=self.topics,
+            meter=HOUSE,
+            imports=IMPORTS,
+            exports=EXPORTS,
+        )
 
     # ------------------------------------------------------------ the agent
 
@@ -218,12 +322,14 @@ class Gateway:
             connect_uplink=self._broker.connect,
             open_database=self._open,
             notify=lambda _state: None,
+            think=VirtualOffload(Random(chance.random()), delay_s=THINK_S) if self.plan.market else None,  # noqa: S311
             disk=Beside(self.disk),
         )
 
     async def _main(self) -> None:
         self._stop = asyncio.Event()
         self.watch.restarted()
+        self._disturbed()
         await run_agent(self.platform(), self.plan, self._stop)
 
     def _open(self, path: str) -> WatchedDatabase:
@@ -249,7 +355,14 @@ class Gateway:
 
         return WatchedDatabase(disk.open(path), disk, committed)
 
+    def _disturbed(self, *, died: bool = False) -> None:
+        if self.bids:
+            self.bids.disturbed()
+            if died:
+                self.bids.died()
+
     def _ended(self, error: BaseException | None) -> None:
+        self._disturbed(died=error is not None)
         self._replace(self.disk.survived())  # its connections are no more, and must not close themselves later
         broken = self.disk.state is not DiskState.FINE or self._now_s() < self._forgiven_s
         if error is not None and not (is_journal_error(error) and (broken or self.watch.hurt is not None)):
@@ -277,11 +390,13 @@ class Gateway:
 
     def kill(self, why: str = "kill -9") -> None:
         """Kill the agent; the machine lives on, and what it wrote is there."""
+        self._disturbed(died=True)
         self._replace(self.disk.survived())
         self.service.kill(why)
 
     def power_cut(self, why: str) -> None:
         """The machine goes dark, and comes back without an idea of the time."""
+        self._disturbed(died=True)
         self._replace(self.disk.image or self.disk.crashed())
         self.clock.set(round(self.chance.random() * 60e9))
         self.clock.state = ClockState.UNSYNCHRONISED
@@ -301,6 +416,7 @@ class Gateway:
 
     def break_disk(self, state: DiskState) -> None:
         """The disk fails, or works again."""
+        self._disturbed()
         self.disk.state, self.disk.room = state, 0
         self._broken_s = self._now_s()
         self._forgiven_s = self._now_s() + FORGIVEN_S
@@ -316,17 +432,20 @@ class Gateway:
 
     def fail_reads(self, count: int) -> None:
         """So many of the next reads fail."""
+        self._disturbed()
         self.disk.failing_reads = count
         if count:
             self.watch.harm(Hurt.UNREADABLE)
 
     def fail_syncs(self, count: int) -> None:
         """So many of the next syncs fail."""
+        self._disturbed()
         self._broken_s = self._now_s()
         self.disk.failing_syncs = count
 
     def slow_disk(self, *, slow: bool) -> None:
         """The disk takes its time, or does not."""
+        self._disturbed()
         self._slow = slow
         self._broken_s = self._now_s()
         self._offload.delay_s = SLOW_S if slow else QUICK_S

@@ -73,7 +73,29 @@ class _Read:
     places: tuple[int, ...]
 
 
-class WorldMeter:
+class Memory:
+    """Remembers what a meter answered."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.answers = 0
+        self._times: list[float] = []
+        self._memory: list[Answer] = []
+
+    def remember(self, now_s: float, answer: Answer) -> None:
+        """It has answered."""
+        self.answers += 1
+        self._times.append(now_s)
+        self._memory.append(answer)
+        if len(self._memory) > 2 * MEMORY:
+            del self._memory[:MEMORY], self._times[:MEMORY]
+
+    def answered(self, from_s: float, to_s: float) -> list[Answer]:
+        """Every answer that was given within a time."""
+        return self._memory[bisect_left(self._times, from_s) : bisect_left(self._times, to_s)]
+
+
+class WorldMeter(Memory):
     """One meter on the wall. Implements ``Device``."""
 
     def __init__(self, loaded: LoadedProfile, chance: Random, now_s: Callable[[], float]) -> None:
@@ -84,14 +106,12 @@ class WorldMeter:
             chance: Where its counters begin, and everything else about it that is not said.
             now_s: Virtual time.
         """
-        self.answers = 0
+        super().__init__()
         self._loaded = loaded
         self._chance = chance
         self._now_s = now_s
         self._noise = int(chance.random() * 2**63)
         self._reads: dict[bytes, _Read | bytes] = {}
-        self._times: list[float] = []
-        self._memory: list[Answer] = []
         self.modulus = COUNTER_MAX
         self._base: list[int] = []
         self._per_s: list[float] = []
@@ -137,7 +157,7 @@ class WorldMeter:
             swapped = bytearray(data)
             swapped[::2], swapped[1::2] = data[1::2], data[::2]
             data = bytes(swapped)
-        self._remember(now_s, Answer(read.function, read.first, read.length, read.places, mantissas))
+        self.remember(now_s, Answer(read.function, read.first, read.length, read.places, mantissas))
         return pdu[:1] + bytes((len(data),)) + data
 
     def _counts(self, registers: tuple[tuple[int, bool], ...], elapsed_s: float) -> list[int]:
@@ -171,19 +191,6 @@ class WorldMeter:
             if register.function == function and first <= register.first and register.end <= first + count
         )
         return _compile(self._loaded, found, function, first, count)
-
-    # ------------------------------------------------------------ memory
-
-    def _remember(self, now_s: float, answer: Answer) -> None:
-        self.answers += 1
-        self._times.append(now_s)
-        self._memory.append(answer)
-        if len(self._memory) > 2 * MEMORY:
-            del self._memory[:MEMORY], self._times[:MEMORY]
-
-    def answered(self, from_s: float, to_s: float) -> list[Answer]:
-        """Every answer that was given within a time."""
-        return self._memory[bisect_left(self._times, from_s) : bisect_left(self._times, to_s)]
 
 
 def _compile(

@@ -29,6 +29,7 @@ def facts(outcomes: Sequence[Outcome], cpu_s: float) -> dict[str, Any]:
         "acknowledged": sum(outcome.acknowledged for outcome in outcomes),
         "damaged": sum(outcome.damaged for outcome in outcomes),
         "suspect": sum(outcome.suspects for outcome in outcomes),
+        "bids": dict(sorted(sum((outcome.bids for outcome in outcomes), Counter()).items())),
         "events": dict(sorted(counts.items())),
         "faults": dict(sorted(Counter(f.split()[2] for o in outcomes for f in o.faults).items())),
         "shares": dict(sorted(sum((outcome.shares for outcome in outcomes), Counter()).items())),
@@ -49,6 +50,8 @@ def render(found: dict[str, Any]) -> str:
         "faults   " + (", ".join(f"{name} {count}" for name, count in found["faults"].items()) or "none"),
     ]
     lines.append("shares   " + (", ".join(f"{name} {count}" for name, count in found["shares"].items()) or "none"))
+    if found["bids"]:
+        lines.append("market   " + ", ".join(f"{name} {count}" for name, count in found["bids"].items()))
     if found["seeds"] == 1:
         lines += [f"trace    {trace}" for trace in found["traces"].values()]
     lines.append(f"FAILED   {len(found['failed'])} worlds" if found["failed"] else "every invariant held")

@@ -41,6 +41,43 @@ def _rates(**rates: float) -> FaultsModel:
     return FaultsModel.model_validate(rates)
 
 
+SHARES = ("tcp", "serial", "market_lies")
+"""Faults that are a table of shares."""
+RATES = ("cut", "broker_duplicates", "broker_drops", "round_cut_off", "round_killed", "round_clock_steps")
+"""Faults that are one share."""
+
+
+class Lies(Settings):
+    """What comes to a gateway beside its market's messages, or instead of them: shares of awards and statements."""
+
+    duplicate: Rate = 0.0
+    """The same message once more."""
+    replayed: Rate = 0.0
+    """One of the last 32, hours later."""
+    foreign: Rate = 0.0
+    """The same for another gateway, or of another market; signed by the market's key."""
+    flipped: Rate = 0.0
+    """One bit of it is another."""
+    forged: Rate = 0.0
+    """The same signed by another key."""
+    retained: Rate = 0.0
+    """The same as a retained message of the broker."""
+    late: Rate = 0.0
+    """It comes so late that its time is over: with the begin of the interval that it is about."""
+    generous: Rate = 0.0
+    """An award of more than was offered, signed by the market's key."""
+    long: Rate = 0.0
+    """10,000 bytes."""
+
+    def rates(self) -> dict[str, float]:
+        """Those that happen."""
+        return {name: rate for name in type(self).model_fields if (rate := getattr(self, name))}
+
+
+LIES = 0.03
+"""Each of them befalls so many of the market's messages."""
+
+
 class Faults(Settings):
     """``[faults]``: the defaults are the preset "all"."""
 
@@ -122,17 +159,36 @@ class Faults(Settings):
     """EIO at one read within that time; nothing is wrong with what is stored."""
     journal_damaged: Happening = _often(0.5)
     """A bit, some bytes or a page of the journal's file is changed, while the agent runs or after a kill."""
+    market_killed: Happening = _often(3, "1 s", "20 min")
+    """Killed, and started again after that time."""
+    market_crash_before_commit: Happening = _often(2)
+    market_crash_after_commit: Happening = _often(2)
+    """Its transaction is durable, and nothing of it was sent."""
+    market_power_cut: Happening = _often(1)
+    """In the middle of its writes; what was not synced is dropped, kept or torn."""
+    market_lies: Lies = Lies(**dict.fromkeys(Lies.model_fields, LIES))
+    asset_silent: Happening = _often(3, "10 s", "20 min")
+    """Battery, or house meter, says nothing."""
+    asset_disobeys: Happening = _often(3, "1 min", "20 min")
+    """The battery takes numbers and does not follow them."""
+    round_cut_off: Rate = 0.02
+    """Share of the phases of rounds (to the gate, to the begin, to the end, to the statement) within which the
+    gateway's connection is lost, for up to 20 minutes."""
+    round_killed: Rate = 0.02
+    """Share of the phases of rounds within which the agent is killed, and begins anew."""
+    round_clock_steps: Rate = 0.01
+    """Share of the phases of rounds within which the gateway's clock steps, by up to half an hour."""
 
     @classmethod
     def none(cls) -> Self:
         """Nothing at all goes wrong."""
-        quiet = {name: {} if name in {"tcp", "serial"} else {"per_day": 0.0} for name in cls.kinds()}
-        return cls.model_validate(quiet | dict.fromkeys(("cut", "broker_duplicates", "broker_drops"), 0.0))
+        quiet = {name: {} if name in SHARES else {"per_day": 0.0} for name in cls.kinds()}
+        return cls.model_validate(quiet | dict.fromkeys(RATES, 0.0))
 
     @classmethod
     def kinds(cls) -> list[str]:
         """Names of everything but the plain rates."""
-        return [name for name in cls.model_fields if name not in {"cut", "broker_duplicates", "broker_drops"}]
+        return [name for name in cls.model_fields if name not in RATES]
 
     @classmethod
     def chosen(cls, names: str) -> "Faults":
@@ -163,6 +219,25 @@ class Faults(Settings):
         return {name: h for name, h in found.items() if isinstance(h, Happening) and h.per_day > 0}
 
 
+class Market(Settings):
+    """``[market]``: the gateways have a house and a battery, and bid with it."""
+
+    every: Duration = Field(900.0, ge=60, le=86400)
+    """Rounds follow each other; each delivers for so long."""
+    announce: Duration = Field(600.0, ge=1)
+    """A round is announced so long before it begins,"""
+    gate: Duration = Field(120.0, ge=1)
+    """and takes bids until so long before it begins."""
+    interval: Duration = Field(30.0, ge=1, le=60)
+    """Between two polls of house and battery."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.gate >= self.announce:
+            raise ValueError("gate is before the announcement")
+        return self
+
+
 class Scenario(Settings):
     """All of scenario.toml; the defaults are the small world."""
 
@@ -186,6 +261,8 @@ class Scenario(Settings):
     batch_interval: Duration = Field(600.0, ge=0, le=3600)
     keep: Duration = Field(60 * 86400.0, ge=0)
     """Acknowledged history on the gateways; a head-end that loses more can not be refilled."""
+    market: Market | None = None
+    """None: the gateways only meter."""
     faults: Faults = Faults()
 
     @model_validator(mode="after")
@@ -205,6 +282,12 @@ def large(faults: Faults) -> Scenario:
     sizes = {"tcp_meters": 6, "serial_meters": 4, "quantities": 6}
     times = {"interval": "10 s", "commit_interval": "10 s", "batch_interval": "60 s"}
     return Scenario.model_validate({**sizes, **times, "faults": faults})
+
+
+def bidding(faults: Faults) -> Scenario:
+    """Two meters on two buses, and a house with a battery that bids in rounds of 15 minutes."""
+    sizes = {"tcp_meters": 1, "serial_meters": 1, "batch_interval": "2 min"}
+    return Scenario.model_validate({**sizes, "market": {}, "faults": faults})
 
 
 def load_scenario(path: Path) -> Scenario:

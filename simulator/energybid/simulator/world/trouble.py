@@ -10,7 +10,9 @@ from energybid.simulator.virtual import VirtualLoop
 from energybid.simulator.world.broker import Broker
 from energybid.simulator.world.disk import Disk, DiskState
 from energybid.simulator.world.gateway import Gateway, Meter
-from energybid.simulator.world.scenario import Happening
+from energybid.simulator.world.power import PowerMarket
+from energybid.simulator.world.scenario import Faults, Happening
+from energybid.simulator.world.site import BATTERY, HOUSE
 from energybid.simulator.world.trace import Trace
 from energybid.simulator.world.utility import Utility
 
@@ -23,6 +25,10 @@ STEP_MAX_S = 12 * 3600.0
 DRIFT_MAX_PPM = 2000
 BACKUP_EVERY_S = 4 * 3600.0
 BEFORE_ROLLOVER = 300
+CUT_OFF_MAX_S = 1200.0
+ROUND_STEP_MAX_S = 1800.0
+PHASES = "to-gate", "to-begin", "to-end", "to-statement"
+"""Of a round."""
 FAILURES_MAX = 3
 """At most so many syncs in a row fail."""
 
@@ -33,12 +39,21 @@ Do = Callable[[float], Awaitable[None]]
 class Trouble:
     """Lets things happen until it is told to stop."""
 
-    def __init__(self, seed: str, gateways: list[Gateway], utility: Utility, broker: Broker, trace: Trace) -> None:
+    def __init__(
+        self,
+        seed: str,
+        gateways: list[Gateway],
+        utility: Utility,
+        broker: Broker,
+        trace: Trace,
+        power: PowerMarket | None = None,
+    ) -> None:
         """Get to know who may suffer."""
         self._seed = seed
         self._gateways = gateways
         self._utility = utility
         self._broker = broker
+        self._power = power
         self._trace = trace
         self._chance = Random(f"{seed}/trouble")  # noqa: S311  seeded
         self._backup: Disk | None = None
@@ -65,6 +80,42 @@ class Trouble:
             self._trace.fault(f"{name} {victim} {lasts_s:.0f} s")
             await do(lasts_s)
 
+    def start_rounds(self, faults: Faults) -> None:
+        """Let things happen in the phases of rounds too."""
+        for name in ("round_cut_off", "round_killed", "round_clock_steps"):
+            rate = getattr(faults, name)
+            for gateway in self._gateways if rate and self._power else ():
+                chance = Random(f"{self._seed}/{name}/{gateway.name}")  # noqa: S311  seeded
+                task = self._in_rounds(name, gateway, rate, chance)
+                self._tasks.append(self._loop.create_task(task))
+
+    async def _in_rounds(self, name: str, gateway: Gateway, rate: float, chance: Random) -> None:
+        """In each round, draw for each of its phases whether, and when, it happens."""
+        assert self._power  # noqa: S101  who starts this has looked
+        terms = self._power.terms
+        before_s, gate_s, period_s = terms.announce_ms / 1000, terms.gate_ms / 1000, terms.period_ms / 1000
+        phases = ((-before_s, -gate_s), (-gate_s, 0.0), (0.0, period_s), (period_s, 1.2 * period_s))
+        while True:
+            begins_s = self._power.next_begins_s() + period_s
+            for (from_s, to_s), phase in zip(phases, PHASES, strict=True):
+                drawn, at, how = (chance.random() for _ in range(3))
+                if drawn < rate:
+                    moment_s = begins_s + from_s + (to_s - from_s) * at
+                    self._tasks.append(self._loop.create_task(self._in_round(name, gateway, phase, moment_s, how)))
+            await asyncio.sleep(max(1.0, begins_s - period_s - self._loop.time()))
+
+    async def _in_round(self, name: str, gateway: Gateway, phase: str, moment_s: float, how: float) -> None:
+        await asyncio.sleep(max(0.0, moment_s - self._loop.time()))
+        self._trace.fault(f"{name} {gateway.name} {phase}")
+        if name == "round_cut_off":
+            self._broker.refuse(gateway.client, how * CUT_OFF_MAX_S)
+        elif name == "round_killed":
+            gateway.service.burn(1 + int(how * STEPS_MAX))
+        else:
+            gateway.clock.step((2 * how - 1) * ROUND_STEP_MAX_S)
+            await asyncio.sleep(how * CUT_OFF_MAX_S)
+            gateway.synchronise()
+
     async def stop(self) -> None:
         """Nothing more happens, and everything that can be repaired is."""
         self._over = True
@@ -74,6 +125,10 @@ class Trouble:
         now_s = self._loop.time()
         self._broker.down_until_s = now_s
         self._broker.duplicate_rate = self._broker.drop_rate = 0.0
+        self._broker.refuse_nobody()
+        if self._power:
+            self._power.crash = None
+            self._power.disk.cut_after = 0
         self._utility.crash = None
         self._utility.disk.cut_after = 0
         self._utility.break_disk(DiskState.FINE)
@@ -90,6 +145,8 @@ class Trouble:
                 socket.refused_until_s = now_s
             for meter in gateway.meters.values():
                 meter.faults.dead_until_s = now_s
+            if gateway.site:
+                gateway.site.follower.deaf_until_s = now_s
         self._trace.event("calm", "")
 
     # ------------------------------------------------------------ whom
@@ -98,13 +155,13 @@ class Trouble:
         do = getattr(self, f"_{name}")
         kind = name.split("_", 1)[0]
         if kind == "meter":
-            return [(f"{g.name} {m.plan.name}", _bound(do, m)) for g in self._gateways for m in g.meters.values()]
-        if kind in {"connection", "host"}:
-            return [(g.name, _bound(do, g)) for g in self._gateways if "tcp" in g.sockets]
-        if kind == "adapter":
-            return [(g.name, _bound(do, g)) for g in self._gateways if "line" in g.sockets]
-        if kind in {"clock", "agent", "gateway", "disk", "journal"}:
-            return [(g.name, _bound(do, g)) for g in self._gateways]
+            plain = [(g, m) for g in self._gateways for m in g.meters.values() if m.plain]
+            return [(f"{g.name} {m.plan.name}", _bound(do, m)) for g, m in plain]
+        if kind == "market":
+            return [("", do)] if self._power else []
+        has = {"connection": "tcp", "host": "tcp", "adapter": "line", "asset": "site"}.get(kind)
+        if has or kind in {"clock", "agent", "gateway", "disk", "journal"}:
+            return [(g.name, _bound(do, g)) for g in self._gateways if has is None or has in g.sockets]
         return [("", do)]
 
     # ------------------------------------------------------------ meters and buses
@@ -114,14 +171,25 @@ class Trouble:
 
     async def _meter_reset(self, meter: Meter, seconds: float) -> None:
         meter.faults.die(seconds)
-        meter.device.reset()
+        if meter.plain:
+            meter.plain.reset()
 
     async def _meter_rollover(self, meter: Meter, _seconds: float) -> None:
-        meter.device.near_rollover(int(self._chance.random() * BEFORE_ROLLOVER))
+        counts = int(self._chance.random() * BEFORE_ROLLOVER)
+        if meter.plain:
+            meter.plain.near_rollover(counts)
 
     async def _meter_swap(self, meter: Meter, seconds: float) -> None:
         meter.faults.die(seconds)
-        meter.device.swap()
+        if meter.plain:
+            meter.plain.swap()
+
+    async def _asset_silent(self, gateway: Gateway, seconds: float) -> None:
+        gateway.meters[BATTERY if self._chance.random() < 1 / 2 else HOUSE].faults.die(seconds)
+
+    async def _asset_disobeys(self, gateway: Gateway, seconds: float) -> None:
+        if gateway.site:
+            gateway.site.follower.deaf_until_s = self._loop.time() + seconds
 
     async def _connection_reset(self, gateway: Gateway, _seconds: float) -> None:
         gateway.sockets["tcp"].drop(ConnectionResetError("reset by peer"))
@@ -183,6 +251,26 @@ class Trouble:
         self._utility.slow_disk(slow=True)
         await asyncio.sleep(seconds)
         self._utility.slow_disk(slow=False)
+
+    # ------------------------------------------------------------ the market
+
+    async def _market_killed(self, seconds: float) -> None:
+        if self._power:
+            self._power.kill("kill -9", down_s=seconds)
+
+    async def _market_crash_before_commit(self, _seconds: float) -> None:
+        if self._power:
+            self._power.crash = "before"
+
+    async def _market_crash_after_commit(self, _seconds: float) -> None:
+        if self._power:
+            self._power.crash = "after"
+
+    async def _market_power_cut(self, _seconds: float) -> None:
+        if self._power:
+            self._arm(self._power.disk)
+
+    # ------------------------------------------------------------ backups
 
     async def _backups(self) -> None:
         while True:

@@ -23,7 +23,7 @@ broker, rebuilds log and tree by itself, and says at once what does not fit. It 
 | ``resumed``: every meter is read and logged again when nothing is wrong any more | at the end |
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from itertools import islice
 from typing import NamedTuple
@@ -42,7 +42,7 @@ from energybid.core.log import Salts
 from energybid.core.quantities import Status
 from energybid.core.tree import EMPTY_ROOT, Frontier, leaf_hash
 from energybid.drivers.modbus.map import ModbusMap
-from energybid.simulator.world.meters import Answer, WorldMeter
+from energybid.simulator.world.meters import Answer, Memory
 from energybid.simulator.world.trace import Trace
 from energybid.sync import columns
 from energybid.sync.batch import DIGEST_SIZE
@@ -194,7 +194,7 @@ class GatewayWatch:
         plan: AgentPlan,
         log_key: PublicKey,
         headend_key: PublicKey,
-        meters: dict[str, WorldMeter],
+        meters: Mapping[str, Memory],
         trace: Trace,
         violated: Callable[[Violation], None],
     ) -> None:
@@ -214,6 +214,8 @@ class GatewayWatch:
         self.suspects = 0
         self.logged: set[str] = set()
         """Meters of which a reading with numbers was committed since this was cleared."""
+        self.on_entry: Callable[[int, Entry], None] = lambda _sequence, _entry: None
+        """Told of every entry that is durable."""
         self.hurt: Hurt | None = None
         """What befell the journal's file since it was made."""
         self.scarred = False
@@ -375,6 +377,7 @@ class GatewayWatch:
         elif isinstance(entry, Start):
             self._offset_ms = entry.time_ms - entry.mono_ms
         self._before = entry
+        self.on_entry(sequence, entry)
 
     def _succeeds(self, epoch: Epoch, previous: tuple[bytes, int, bytes] | None) -> None:
         """A new epoch names how far the one before was saved."""
