@@ -83,6 +83,8 @@ def test_the_whole_way(tmp_path):
         assert site.bidder.status()["target_w"] == 0
         await site.until(END + 1)
         assert site.state() == "delivered"
+        assert site.bidder.status()["target_w"] is None
+        assert b'"state": "delivered"' in site.statuses[-1], "told when the interval is over"
         known = site.known()
         assert (known.bid.steps, known.bid_message) == ((), b""), "many rounds are kept for their statements"
         site.state_money()
