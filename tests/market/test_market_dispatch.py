@@ -117,6 +117,8 @@ def test_a_device_that_does_not_obey_fails_the_award(tmp_path):
         done, *_ = await follow(gateway, -2000, {"battery": -2600}, seconds=120)
         assert done.conduct == Conduct.FAILED
         assert done.reason.startswith("battery: takes -")
+        assert gateway.assets.now(gateway.now_ms(), 0.25) == []
+        assert gateway.assets.status()[0]["out"].startswith("takes -")
 
     play(tmp_path / "j", scene, keep={"battery"})
 
@@ -135,7 +137,8 @@ def test_an_empty_battery_is_not_discharged_below_its_reserve(tmp_path):
     floor = Floor(stored_wh=1020.0)
 
     async def scene(gateway):
-        await follow(gateway, -2000, {"battery": -2600}, seconds=120)
+        done, *_ = await follow(gateway, -2000, {"battery": -2600}, seconds=120)
+        assert done == (Conduct.OVERRIDDEN, "battery: is at its limit")
         assert gateway.floor.stored_wh > 999
 
     play(tmp_path / "j", scene, floor, keep={"battery"})
@@ -341,6 +344,17 @@ def test_a_charger_without_a_car_and_a_run_that_waits_are_left_alone(tmp_path):
         assert gateway.writes("wallbox") == [0]
 
     play(tmp_path / "j", scene, floor, keep={"car", "washing"})
+
+
+def test_a_car_that_leaves_ends_the_award(tmp_path):
+    async def scene(gateway):
+        task = asyncio.create_task(follow(gateway, 4740, {"car": 4140}))
+        await asyncio.sleep(20)
+        gateway.floor.plugged = False
+        done, *_ = await task
+        assert done == (Conduct.OVERRIDDEN, "car: no car is there")
+
+    play(tmp_path / "j", scene, keep={"car"})
 
 
 def test_a_roof_is_limited_and_a_roof_that_may_not_be_is_let_be(tmp_path):

@@ -291,15 +291,15 @@ class _Job:
 
     # ------------------------------------------------------------ judging
 
-    def _lost(self) -> list[Mover]:
-        return [mover for mover in self.movers if mover.is_lost]
+    def _short(self) -> list[Mover]:
+        return [mover for mover in self.movers if mover.falls_short]
 
     def _tolerance_w(self) -> float:
         return max(TOLERANCE_W, TOLERANCE * sum(abs(mover.split_w) for mover in self.movers))
 
     def _missing(self) -> bool:
         """Assets do not do their part, and the others can not do it for them."""
-        gone_w = sum(abs(mover.split_w - mover.power_w) for mover in self._lost())
+        gone_w = sum(abs(mover.split_w - mover.power_w) for mover in self._short())
         return min(gone_w, abs(self._rest_w)) > self._tolerance_w()
 
     def _gives_up(self) -> bool:
@@ -312,15 +312,15 @@ class _Job:
         return now_s - self._missing_since_s >= min(GIVE_UP_S, (self.end_s - self.begin_s) / 4)
 
     def _result(self) -> Followed:
-        for mover in self._lost():
-            if mover.fault:
-                self.of.assets.failed(mover.name, mover.fault, LEFT_OUT_S)
+        for mover in self._short():
+            if (mover.fault or mover.disobeys) and not mover.overridden_by:
+                self.of.assets.failed(mover.name, mover.why, LEFT_OUT_S)
         self._release_late()
         if self._limited:
             return _followed(Conduct.OVERRIDDEN, self._limited)
         if self.rank == Rank.MARKET and self._missing():
-            worst = max(self._lost(), key=lambda mover: abs(mover.split_w - mover.power_w))
-            conduct = Conduct.OVERRIDDEN if worst.overridden_by else Conduct.FAILED
+            worst = max(self._short(), key=lambda mover: abs(mover.split_w - mover.power_w))
+            conduct = Conduct.OVERRIDDEN if worst.overridden_by or worst.limited else Conduct.FAILED
             return _followed(conduct, f"{worst.name}: {worst.why}")
         found = self._account.energy_ws(self._loop.time()) if self._account else None
         if found is None:
@@ -346,6 +346,14 @@ class _Account:
     def __init__(self, of: Dispatcher, since_s: float) -> None:
         self._of, self._since_s = of, since_s
         self._anchor = self._counted()
+        self._before_ws = 0.0
+        """From the anchor to ``since_s``. Reckoned now: what assets do after it must not count before."""
+        if self._anchor is not None:
+            t0, net = self._anchor[0], of.assets.net
+            if t0 < since_s:
+                self._before_ws = net.integral(t0, since_s) or 0.0
+            else:
+                self._before_ws = -(net.integral(since_s, t0) or 0.0)
 
     def energy_ws(self, now_s: float) -> tuple[float, float] | None:
         """Watt-seconds of net import, and since when (loop time); None where the meter does not tell."""
@@ -355,11 +363,9 @@ class _Account:
         counted = self._counted()
         if self._anchor is None or counted is None or counted[0] <= self._anchor[0]:
             return added_ws, self._since_s
-        trace = self._of.assets.net
-        (t0, c0), (t1, c1) = self._anchor, counted
-        before_ws = trace.integral(min(t0, self._since_s), max(t0, self._since_s)) or 0.0
-        after_ws = trace.integral(t1, now_s) or 0.0
-        counted_ws = 3600 * (c1 - c0) + (before_ws if self._since_s < t0 else -before_ws) + after_ws
+        (_, c0), (t1, c1) = self._anchor, counted
+        after_ws = self._of.assets.net.integral(t1, now_s) or 0.0
+        counted_ws = 3600 * (c1 - c0) - self._before_ws + after_ws
         wrong_ws = 3600 * self._resolution_wh()
         return min(max(added_ws, counted_ws - wrong_ws), counted_ws + wrong_ws), self._since_s
 

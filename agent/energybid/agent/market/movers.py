@@ -67,6 +67,8 @@ class Mover:
         self.disobeys = False
         self.blind = ""
         """What is not known of it, though it must be for it to be moved."""
+        self.limited = ""
+        """Which limit of its own keeps it from its part."""
         self.power_w = 0.0
         """What it takes."""
         self.start_w = self.wanted_w = self.split_w
@@ -81,7 +83,7 @@ class Mover:
         self._ramped: tuple[float, float] | None = None
         """When it was moved last (loop time), and where to, W."""
         self._told_w = assets.command_w(unit)
-        self._told_at_s = 0.0
+        self._told_at_s = unit.told_at_s
         self._tick_s = 0.0
         self._is_settled = False
         """It has had the time to do what it was told."""
@@ -115,6 +117,12 @@ class Mover:
         else:
             self._seen_s, self.blind = now_s, ""
             self._low_w, self._high_w = self._range(state, horizon_h)
+            self.limited = self._limit_of(state)
+
+    def _limit_of(self, state: State) -> str:
+        if self._low_w - BAND_W <= self.split_w <= self._high_w + BAND_W or isinstance(self.plan, plans.PvPlan):
+            return ""
+        return "no car is there" if state.here is False else "is at its limit"
 
     def _split_now_w(self) -> float:
         """The split; a roof that was to give all gives all, be it more or less than was thought."""
@@ -160,6 +168,11 @@ class Mover:
         return bool(self.overridden_by or self.fault or self.disobeys or self.blind)
 
     @property
+    def falls_short(self) -> bool:
+        """It does not do its part, or can not."""
+        return self.is_lost or bool(self.limited)
+
+    @property
     def expected_w(self) -> float:
         """What it takes soon, where it takes up nothing: what is measured once it has had its time."""
         return self.power_w if self.is_lost or self._is_settled else self.start_w
@@ -189,7 +202,7 @@ class Mover:
         """Why it does not do its part."""
         if self.overridden_by:
             return f"held by {self.overridden_by}"
-        return self.fault or self.blind or f"takes {self.power_w:.0f} W of {self.split_w:.0f} W"
+        return self.fault or self.blind or self.limited or f"takes {self.power_w:.0f} W of {self.split_w:.0f} W"
 
     # ------------------------------------------------------------ what it is to do
 
