@@ -73,6 +73,26 @@ def test_of_two_day_ahead_curves_the_later_one_counts():
     assert len(view.expected) == 19, "36 hours and the round"
 
 
+def test_a_curve_that_rolls_on_keeps_what_was():
+    book = PriceBook()
+    for step in range(40):
+        book.day_ahead(curve(T0 + step * STEP_MS, range(step, step + SIZE)))
+    assert len(book._day_ahead) == 1
+    times = T0 + STEP_MS * np.arange(51.0)
+    assert book._told(times).tolist() == list(range(51))
+    book.day_ahead(curve(T0 + 3 * STEP_MS, [500.0, 600.0]))
+    assert book._told(times[2:6]).tolist() == [2, 500, 600, 5]
+    book.day_ahead(curve(T0 + 20 * STEP_MS + HOUR_MS, [700.0], step_ms=HOUR_MS))
+    found = book._told(T0 + 20 * STEP_MS + HOUR_MS * np.arange(3.0))
+    assert found.tolist() == [20, 700, 21], "a step of which a part is told anew"
+    version = book.view(T0, STEP_MS, T0).version
+    book.day_ahead(curve(T0 + 30 * STEP_MS, range(30, 40), made_ms=T0 + 9 * DAY_MS))
+    view = book.view(T0, STEP_MS, T0 + 9 * DAY_MS + 1000)
+    assert (view.version, view.day_ahead_age_s) == (version, 1.0), "the same again is no news, but fresh"
+    book.day_ahead(curve(T0 + 40 * DAY_MS, [1.0] * SIZE))
+    assert len(book._day_ahead) == 1, "what is weeks old goes"
+
+
 def test_day_ahead_prices_stand_in_for_the_days_after_them():
     book = PriceBook()
     book.day_ahead(curve(T0, range(SIZE)))

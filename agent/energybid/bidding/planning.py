@@ -17,7 +17,7 @@ from energybid.bidding.assets_stores import Battery, EvCharger, Thermal
 from energybid.bidding.curve import STEPS_MAX, Curve
 from energybid.bidding.planning_load import Expected, LoadBook
 from energybid.bidding.planning_prices import HOUR_MS, PriceBook, View
-from energybid.bidding.prices_bids import NewsBid, best_at, cases, news_bid
+from energybid.bidding.prices_bids import NewsBid, best_at, cases, middle, news_bid
 from energybid.bidding.site import KNOTS_TRIED, Site
 from energybid.bidding.site_shadow import shadows
 
@@ -55,7 +55,7 @@ class Offered(NamedTuple):
     split: Callable[[int], tuple[int, ...]]
     """The power of each asset, in their order, for a net import that the curve offers."""
     price: float
-    """Expected, money per MWh."""
+    """As likely to be above as below, money per MWh."""
     view: View
     base: Expected
     shadow: float
@@ -134,7 +134,7 @@ class Planning:
         else:
             found = cases(view.model, view.place, expected, view.step, answer)
             bid = news_bid(found, tick=slot.tick)
-            expected = sum(case.price * case.weight for case in found) / sum(case.weight for case in found)
+            expected = middle(found)
         curve = bid.curve.within(slot.least_ticks, slot.most_ticks)
         ticks = min(max(round(expected / slot.tick), slot.least_ticks), slot.most_ticks)
         shadow = float(valued.shadow[min(age + 1, len(valued.shadow) - 1)])

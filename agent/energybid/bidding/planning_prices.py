@@ -31,7 +31,8 @@ SETTLE_MS = HOUR_MS
 """After midnight, until late real-time prices are in."""
 RAW_DAYS = 3
 """Of single prices, before they are a day that is learned, and for prices of the same hour."""
-CURVES_MAX = 8
+CURVES_MAX = 32
+"""Pieces of day-ahead curves of different steps, or with gaps between them."""
 REPEATED_DAYS = 7
 """A day-ahead price stands in for the same time of up to so many later days."""
 
@@ -44,6 +45,26 @@ class PriceCurve(NamedTuple):
     prices: tuple[float, ...]
     made_ms: int
     """When the market made it."""
+
+    @property
+    def ends_ms(self) -> int:
+        """End of the last step."""
+        return self.begins_ms + len(self.prices) * self.step_ms
+
+    def beside(self, later: PriceCurve) -> list[PriceCurve]:
+        """What is left of it beside a later curve: its steps that begin before that one, and that end after it."""
+        before = -(-(later.begins_ms - self.begins_ms) // self.step_ms)
+        after = max(0, (later.ends_ms - self.begins_ms) // self.step_ms)
+        first = self._replace(prices=self.prices[: max(0, before)])
+        last = self._replace(begins_ms=self.begins_ms + after * self.step_ms, prices=self.prices[after:])
+        if not last.prices or not first.prices or after <= before:
+            return [self] if last.prices and first.prices else [part for part in (first, last) if part.prices]
+        return [first, last]
+
+    def since(self, moment_ms: int) -> PriceCurve:
+        """Without the steps that are over by a moment."""
+        over = max(0, (moment_ms - self.begins_ms) // self.step_ms)
+        return self._replace(begins_ms=self.begins_ms + over * self.step_ms, prices=self.prices[over:])
 
     def at(self, times: Array) -> Array:
         """Of these moments; NaN outside."""
@@ -87,7 +108,9 @@ class PriceBook:
         self._day_ahead: list[PriceCurve] = []
         self._seen: dict[int, tuple[int, float]] = {}
         """Real-time prices: begin -> length, price."""
-        self._told_ms: int | None = None
+        self._day_ahead_ms: int | None = None
+        self._real_time_ms: int | None = None
+        """When the newest of them was made."""
         self.step_ms = 0
         """Of the days below and the model; 0: none yet."""
         self.days: dict[int, tuple[Array, Array]] = {}
@@ -102,16 +125,24 @@ class PriceBook:
 
     def day_ahead(self, curve: PriceCurve) -> None:
         """Take a day-ahead curve; where curves overlap, the later one counts."""
-        if curve in self._day_ahead:
+        self._day_ahead_ms = max(self._day_ahead_ms or 0, curve.made_ms)
+        times = curve.begins_ms + curve.step_ms * np.arange(len(curve.prices), dtype=float)
+        if np.array_equal(self._told(times), curve.prices):
             return
-        self._day_ahead = [*self._day_ahead, curve][-CURVES_MAX:]
+        parts = [part for old in self._day_ahead for part in old.beside(curve)]
+        before = [part for part in parts if part.step_ms == curve.step_ms and part.ends_ms == curve.begins_ms]
+        for part in before:
+            curve = curve._replace(begins_ms=part.begins_ms, prices=part.prices + curve.prices)
+        kept = [part for part in parts if part not in before]
+        old_ms = curve.ends_ms - (REPEATED_DAYS + 3) * DAY_MS
+        self._day_ahead = [part for part in (*kept, curve.since(old_ms)) if part.ends_ms > old_ms][-CURVES_MAX:]
         self._generation += 1
 
     def real_time(self, curve: PriceCurve) -> None:
         """Take the prices of steps that are over."""
         for number, price in enumerate(curve.prices):
             self._seen[curve.begins_ms + number * curve.step_ms] = curve.step_ms, price
-        self._told_ms = max(self._told_ms or 0, curve.made_ms)
+        self._real_time_ms = max(self._real_time_ms or 0, curve.made_ms)
         newest = max(self._seen)
         for begin in [begin for begin in self._seen if begin < newest - RAW_DAYS * DAY_MS]:
             del self._seen[begin]
@@ -137,8 +168,8 @@ class PriceBook:
             model if place is not None else None,
             place,
             (self._generation, step_ms, source, place is None),
-            self._age_s(now_ms, max((curve.made_ms for curve in self._day_ahead), default=None)),
-            self._age_s(now_ms, self._told_ms),
+            self._age_s(now_ms, self._day_ahead_ms),
+            self._age_s(now_ms, self._real_time_ms),
         )
 
     @property
@@ -158,10 +189,15 @@ class PriceBook:
         """Day-ahead prices as told, those of the same time of the days before where they are not; or NaN."""
         result = np.full(len(times), np.nan)
         for back in range(REPEATED_DAYS + 1):
-            for curve in reversed(self._day_ahead):
-                if not np.isnan(result).any():
-                    return result
-                result = np.where(np.isnan(result), curve.at(times - back * DAY_MS), result)
+            if np.isnan(result).any():
+                result = np.where(np.isnan(result), self._told(times - back * DAY_MS), result)
+        return result
+
+    def _told(self, times: Array) -> Array:
+        """Day-ahead prices as told; NaN where there are none."""
+        result = np.full(len(times), np.nan)
+        for curve in reversed(self._day_ahead):
+            result = np.where(np.isnan(result), curve.at(times), result)
         return result
 
     def _expected(self, times: Array) -> Array | None:

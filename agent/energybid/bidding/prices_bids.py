@@ -97,6 +97,16 @@ def cases(
     ]
 
 
+def middle(found: Sequence[Case]) -> float:
+    """The price that is as likely to be above as below; means are of spikes."""
+    half, below = sum(case.weight for case in found) / 2, 0.0
+    for case in found:
+        below += case.weight
+        if below >= half:
+            break
+    return case.price
+
+
 def news_bid(found: Sequence[Case], *, tick: float) -> NewsBid:
     """The curve to bid, and its splits.
 
