@@ -58,6 +58,7 @@ def test_nothing_is_lost_from_meter_to_receipt(shown: tuple[dict[str, Any], Path
     assert result["entries"]["stored"] == sum(receipt["size"] for receipt in result["receipts"])
     assert len(result["receipts"]) == 3
     assert result["market"]["unsettled"] == 0
+    assert 0 < result["market_bytes"] < result["mqtt_bytes"]
     assert all(bus["replies"] > 0 for bus in result["simulated"].values())
 
 
@@ -344,17 +345,23 @@ def test_the_line_says_the_same_for_a_log() -> None:
 
 def test_the_last_word_is_a_table_for_people() -> None:
     result = {**dict.fromkeys((name for name, _ in COUNTS), 0), "verified": True, "values": 5, "faults": ["a fault"]}
-    result |= {"mqtt_bytes_per_value": 2.5, "market": tallied(CLEARED, SETTLED).result(1, 1), "directory": "/x"}
+    market = tallied(CLEARED, SETTLED).result(1, 1)
+    result |= {"mqtt_bytes_per_value": 2.5, "market_bytes": 700, "market": market, "directory": "/x"}
     text = _table(result)
-    parts = (
+    for part in (
         "verified              yes",
         "settled                 1",
-        "41 Wh delivered, 0.0025 EUR paid",
+        "demo/gateway-1          1   settled: 41 Wh delivered, 0.0025 EUR",
+        "demo/gateway-2          0   settled: 0 Wh delivered, 0 EUR",
+        "all                     1   settled: 41 Wh delivered, 0.0025 EUR",
+        "for each of 5 values, and 700 bytes of messages with the market",
         "fault: a fault",
-    )
-    assert all(part in text for part in parts), text
+    ):
+        assert part in text, text
     del result["market"]
-    assert "rounds" not in _table(result)
+    text = _table(result | {"market_bytes": 0})
+    assert "rounds" not in text
+    assert "messages with the market" not in text
 
 
 def test_minutes_may_be_one_letter() -> None:

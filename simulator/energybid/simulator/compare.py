@@ -15,7 +15,7 @@ import apsw
 
 from energybid.agent.journal import Journal
 from energybid.agent.rows import EpochRow
-from energybid.core.entries import Entry, Reading
+from energybid.core.entries import Entry, MarketMessage, Reading
 from energybid.core.log import Salts, parse_entry
 from energybid.headend.store import EpochRow as StoredEpoch
 from energybid.headend.store import Store
@@ -49,6 +49,8 @@ class Comparison:
     """Entries at the head-end that the journal does not hold so."""
     duplicated: int = 0
     """Readings at the head-end that are there already, under another number."""
+    market_bytes: int = 0
+    """What the market and the gateway said to each other, as the journal holds it."""
 
 
 def compare(journal_path: Path, headend_path: Path) -> Comparison:
@@ -99,6 +101,9 @@ def _compare_epoch(result: Comparison, logged: dict[int, Logged], stored: Iterat
     result.entries += len(logged)
     result.readings += sum(isinstance(item.entry, Reading) for item in logged.values())
     result.acknowledged += sum(item.acknowledged and isinstance(item.entry, Reading) for item in logged.values())
+    result.market_bytes += sum(
+        len(item.entry.message) for item in logged.values() if isinstance(item.entry, MarketMessage)
+    )
     result.stored += len(kept)
     result.missing += sum(item.acknowledged and kept.get(number) != item.canonical for number, item in logged.items())
     result.foreign += sum(number not in logged or logged[number].canonical != raw for number, raw in kept.items())

@@ -15,7 +15,14 @@ from energybid.core.cose import PrivateKey
 from energybid.core.errors import EnergybidError
 from energybid.simulator.compare import Comparison, compare
 from energybid.simulator.meters import device_profiles
-from energybid.simulator.showcase_files import GATEWAYS, bus_file, gateway_file, headend_file, market_file
+from energybid.simulator.showcase_files import (
+    GATEWAYS,
+    bus_file,
+    gateway_file,
+    headend_file,
+    market_file,
+    price_file,
+)
 from energybid.simulator.showcase_tally import Tally
 from energybid.simulator.system import Child, entropy, now_ms
 
@@ -78,6 +85,7 @@ class Showcase:
             (self._folder(number) / "gateway.toml").write_text(text, encoding="utf-8")
         await self._start("headend", CLI, "headend", "run", "-c", "headend.toml")
         if market:
+            self._write("prices.csv", price_file())
             self._write("market.toml", market_file(port, minute))
             child = await self._start("market", CLI, "simulate", "market", "-c", "market.toml", "--json")
             self._listening = asyncio.ensure_future(self._listen(child))
@@ -247,7 +255,9 @@ class Showcase:
 def _counted(statuses: list[dict[str, Any]], compared: list[Comparison]) -> dict[str, Any]:
     """The readings of all gateways."""
     read, values = (sum(int(status[key]) for status in statuses) for key in ("readings", "values"))
-    wire = sum(int(status["uplink"][key]) for status in statuses for key in ("sent_bytes", "received_bytes"))
+    wires = [sum(int(status["uplink"][key]) for key in ("sent_bytes", "received_bytes")) for status in statuses]
+    market = sum(each.market_bytes for each in compared)
+    metering = sum(wires) - market
     pairs = zip(statuses, compared, strict=True)
     return {
         "read": read,
@@ -257,7 +267,8 @@ def _counted(statuses: list[dict[str, Any]], compared: list[Comparison]) -> dict
         "duplicated": sum(each.duplicated for each in compared),
         "values": values,
         "entries": {"logged": sum(e.entries for e in compared), "stored": sum(e.stored for e in compared)},
-        "mqtt_bytes": wire,
-        "mqtt_bytes_per_value": round(wire / values, 2) if values else None,
+        "mqtt_bytes": sum(wires),
+        "market_bytes": market,
+        "mqtt_bytes_per_value": round(metering / values, 2) if values else None,
         "receipts": [status["receipt"] for status in statuses],
     }

@@ -5,7 +5,7 @@ plant; gateway 2 bids with a car and a heat pump, gateway 3 with loads to shed a
 at the pace of the clock: a minute of delivery is a minute.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 TENANT, MARKET = "demo", "power"
 GATEWAYS = ("gateway-1", "gateway-2", "gateway-3")
@@ -99,7 +99,7 @@ commit_interval = "1 s"
 [uplink]
 url = "mqtt://127.0.0.1:{broker}"
 mqtt = "3.1.1"
-batch_interval = "5 s"
+batch_interval = "10 s"
 
 [status]
 path = "status.json"
@@ -111,7 +111,7 @@ METER = """
 name = "{name}"
 profile = "{profile}"
 unit = {unit}
-interval = "1 s"
+interval = "{interval}"
 """
 
 TCP_BUS = """
@@ -177,7 +177,7 @@ least = "4140 W"
 most = "11040 W"
 wanted = "20 kWh"
 capacity = "28 kWh"
-shortage_price = 90
+shortage_price = 300
 departure = "{departure}"
 
 [[market.asset]]
@@ -189,7 +189,7 @@ state = "heat-pump/temperature"
 outside = "heat-pump/outdoor-temperature"
 low = 20
 high = 22
-discomfort_price = 0.5
+discomfort_price = 1
 least = "800 W"
 most = "2500 W"
 model = {{ time_constant = "25 h", kelvin_per_kw = 18.75 }}
@@ -202,9 +202,9 @@ set = "cold-store/shed"
 power = "cold-store/power"
 load = "6 kW"
 step = [
-  {{ power = "1500 W", cost = 20, value = "1" }},
-  {{ power = "1500 W", cost = 60, value = "2" }},
-  {{ power = "1000 W", cost = 90, value = "3" }},
+  {{ power = "1500 W", cost = 150, value = "1" }},
+  {{ power = "1500 W", cost = 220, value = "2" }},
+  {{ power = "1000 W", cost = 350, value = "3" }},
 ]
 
 [[market.asset]]
@@ -215,7 +215,7 @@ power = "press/power"
 state = "press/state"
 profile = ["3 kW", "1 kW"]
 profile_step = "1 min"
-worth = 0.007
+worth = 0.015
 earliest = "{earliest}"
 latest = "{latest}"
 """,
@@ -259,14 +259,45 @@ settle_every = "1 s"
 confirm_within = "10 s"
 
 [prices]
-seed = 7
-speed = 60 # an hour of prices passes in a minute
+file = "prices.csv" # a day without wind: mostly the price is far above what the day before had expected
+speed = 60 # an hour of it passes in a minute
 begin = "{begin} min"
 
 [rest]
 power = "60 kW"
 spread = "40"
 """
+
+DAY_AHEAD = (
+    80,
+    75,
+    72,
+    70,
+    72,
+    85,
+    110,
+    140,
+    150,
+    130,
+    110,
+    95,
+    90,
+    92,
+    100,
+    115,
+    140,
+    170,
+    180,
+    160,
+    135,
+    115,
+    100,
+    90,
+)
+"""Money per MWh, by hour."""
+SURPRISE = (90, -30, 180, 260, 340, 120)
+"""What real time adds to it, hour by hour."""
+ROWS_AN_HOUR = 12
 
 BIDDER = """
 [[gateway]]
@@ -283,6 +314,7 @@ class Meter:
     name: str
     profile: str
     unit: int
+    interval: str = "1 s"
 
 
 PANEL = (
@@ -294,7 +326,7 @@ BASEMENT = (Meter("boiler-room", "carlo-gavazzi-em340", 11), Meter("flat-2", "ea
 
 
 def _device(name: str, kind: str, unit: int) -> Meter:
-    return Meter(name, f"{{folder}}/profiles/simulated-{kind}.toml", unit)
+    return Meter(name, f"{{folder}}/profiles/simulated-{kind}.toml", unit, "2 s")
 
 
 DEVICES = (
@@ -306,7 +338,7 @@ HOUSE = 'quantities = ["voltage-l1", "current-l1", "power-import", "power-export
 
 
 def _meters(meters: tuple[Meter, ...]) -> str:
-    return "".join(METER.format(name=meter.name, profile=meter.profile, unit=meter.unit) for meter in meters)
+    return "".join(METER.format(**asdict(meter)) for meter in meters)
 
 
 def bus_file(*, market: bool) -> str:
@@ -342,6 +374,13 @@ def headend_file(broker: int, gateways: int) -> str:
     """headend.toml with the first so many gateways."""
     registered = (REGISTERED.format(tenant=TENANT, id=GATEWAYS[n - 1], number=n) for n in range(1, gateways + 1))
     return HEADEND.format(broker=broker) + "".join(registered)
+
+
+def price_file() -> str:
+    """prices.csv: a day."""
+    prices = [(price, price + SURPRISE[hour % len(SURPRISE)]) for hour, price in enumerate(DAY_AHEAD)]
+    rows = "".join(f"{ahead},{real}\n" * ROWS_AN_HOUR for ahead, real in prices)
+    return f"day_ahead_eur_mwh,real_time_eur_mwh\n{rows}"
 
 
 def market_file(broker: int, minute: int) -> str:

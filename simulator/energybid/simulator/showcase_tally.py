@@ -1,6 +1,6 @@
 """What the demo's market has said so far: counts for the result, and the last rounds for the view. Pure."""
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,16 @@ class Shown:
     """What was said of each gateway: verdict, schedule_w, net_w; and when it was settled, amount and so on."""
 
 
+@dataclass(slots=True)
+class Earned:
+    """What a gateway has to show."""
+
+    awarded: int = 0
+    settled: int = 0
+    delivered_wh: int = 0
+    paid: Decimal = Decimal(0)
+
+
 class Tally:
     """Takes the market's JSON lines as they come."""
 
@@ -33,6 +43,8 @@ class Tally:
         self.delivered_wh = 0
         self.paid = Decimal(0)
         self.currency = ""
+        self.earned: defaultdict[str, Earned] = defaultdict(Earned)
+        """By gateway."""
         self.rounds: deque[Shown] = deque(maxlen=ROUNDS_SHOWN)
         """The last ones that had an award."""
         self.refusals: deque[str] = deque(maxlen=8)
@@ -47,13 +59,21 @@ class Tally:
             case "cleared":
                 self._cleared(event)
             case "settled":
-                self.delivered_wh += event["delivered_wh"]
-                self.paid += Decimal(event["amount"])
-                self._end(event)
+                self._settled(event)
             case "unsettled":
                 self._end(event)
             case "refused":
                 self.refusals.append(f"{event['gateway']}: {event['why']}")
+
+    def _settled(self, event: dict[str, Any]) -> None:
+        delivered_wh, amount = event["delivered_wh"], Decimal(event["amount"])
+        self.delivered_wh += delivered_wh
+        self.paid += amount
+        earned = self.earned[event["gateway"]]
+        earned.settled += 1
+        earned.delivered_wh += delivered_wh
+        earned.paid += amount
+        self._end(event)
 
     def _cleared(self, event: dict[str, Any]) -> None:
         self.currency = event.get("currency", self.currency)
@@ -63,6 +83,7 @@ class Tally:
         for name, award in awards.items():
             if award["verdict"] == "awarded":
                 self._open[event["round"], name] = event["ends_ms"]
+                self.earned[name].awarded += 1
         if awarded:
             self.rounds.append(Shown(event["round"], event["price"], awards))
 
@@ -90,6 +111,15 @@ class Tally:
             "delivered_wh": self.delivered_wh,
             "paid": str(self.paid),
             "currency": self.currency,
+            "gateways": {
+                name: {
+                    "awarded": each.awarded,
+                    "settled": each.settled,
+                    "delivered_wh": each.delivered_wh,
+                    "paid": str(each.paid),
+                }
+                for name, each in sorted(self.earned.items())
+            },
             "bundles": bundles,
             "bundles_verified": verified,
             "refusals": list(self.refusals),

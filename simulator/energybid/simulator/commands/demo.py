@@ -136,6 +136,16 @@ def _say(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
+def _earned(market: dict[str, Any]) -> list[str]:
+    """What each gateway delivered, against what it would have taken, and what it was paid for it."""
+    rows = [*market["gateways"].items(), ("all", market)]
+    return [
+        f"  {name:16} {each['settled']:>8}   settled: {each['delivered_wh']} Wh delivered, "
+        f"{each['paid']} {market['currency']}"
+        for name, each in rows
+    ]
+
+
 def _table(result: dict[str, Any]) -> str:
     def text(value: object) -> str:
         return {True: "yes", False: "NO"}[value] if isinstance(value, bool) else str(value)
@@ -143,7 +153,9 @@ def _table(result: dict[str, Any]) -> str:
     lines = [f"  {name:16} {text(result[name]):>8}   {meaning}" for name, meaning in COUNTS]
     if market := result.get("market"):
         lines += ["", *(f"  {name:16} {market[name]:>8}   {meaning}" for name, meaning in MARKET_COUNTS)]
-        lines.append(f"  {market['delivered_wh']} Wh delivered, {market['paid']} {market['currency']} paid")
+        lines += ["", *_earned(market)]
     kept = [f"  everything is kept in {result['directory']}"] if "directory" in result else []
     per_value = f"{result['mqtt_bytes_per_value']} bytes of MQTT for each of {result['values']} values"
+    if result["market_bytes"]:
+        per_value += f", and {result['market_bytes']} bytes of messages with the market"
     return "\n".join(["", *lines, "", f"  {per_value}", *(f"  fault: {fault}" for fault in result["faults"]), *kept])
