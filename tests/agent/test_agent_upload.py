@@ -1,6 +1,7 @@
 """Upload in virtual time: a broker and a head-end joined in memory, both with faults."""
 
 import asyncio
+import dataclasses
 import json
 import random
 from contextlib import asynccontextmanager
@@ -504,3 +505,33 @@ def test_the_longest_messages_of_a_market_fit_the_frames(tmp_path):
         assert [e.missed for e in entries if isinstance(e, MarketMessage)] == list(range(300))
 
     world(tmp_path / "j", script)
+
+
+def test_a_slow_disk_holds_up_receipts_and_no_other_part(tmp_path):
+    other = Other()
+
+    async def script(there, recorder, uploader, _):
+        await asyncio.sleep(20)
+        there.answer()
+        for _ in range(5):
+            there.send(b"no receipt")
+        there.answer()
+        there.tell(AWARD, b"the award")
+        await asyncio.sleep(1)
+        assert [message.payload for message in other.given] == [b"the award"], "while the journal is read"
+        size = recorder.acknowledged_size
+        await asyncio.sleep(200)
+        assert recorder.acknowledged_size > size
+
+    def prepare(there, uploader):
+        other.share(there, uploader)
+        journal, quick = uploader._recorder.journal, uploader._platform.offload
+
+        async def slow(function, *arguments, **keywords):
+            if function == journal.root_at:
+                await asyncio.sleep(30)
+            return await quick(function, *arguments, **keywords)
+
+        uploader._platform = dataclasses.replace(uploader._platform, offload=slow)
+
+    world(tmp_path / "j", script, prepare=prepare)

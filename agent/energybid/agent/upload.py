@@ -20,7 +20,7 @@ import math
 from typing import TYPE_CHECKING, TypeVar
 
 from energybid.agent.journal import Journal
-from energybid.agent.mailbox import Mailbox
+from energybid.agent.mailbox import PAYLOAD_MAX, Mailbox
 from energybid.agent.plan import UplinkPlan
 from energybid.agent.recorder import Recorder
 from energybid.agent.rows import EpochRow, Segment
@@ -51,6 +51,8 @@ BATCH_ENTRIES = 2048
 """A batch is sent at once when so many entries wait for it, and holds hardly more."""
 OLDER_TRIES = 3
 """So many receipts without progress, and an older epoch's tail is given up: the head-end does not want it."""
+RECEIPTS_MAX = 64
+"""Receipts that wait to be compared with the journal; then everything waits."""
 RECONNECT_MIN_S, RECONNECT_MAX_S = 1.0, 120.0
 PATIENCE_MAX_S = 900.0
 
@@ -228,7 +230,9 @@ class Uploader:
         logger.info("uplink: connected to %s:%d", settings.host, settings.port)
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._receive(uplink))
+                receipts: asyncio.Queue[bytes] = asyncio.Queue(RECEIPTS_MAX)
+                tasks.create_task(self._receive(uplink, receipts))
+                tasks.create_task(self._take_receipts(receipts))
                 tasks.create_task(self._subscribe_others(uplink))
                 tasks.create_task(self._send(uplink))
         except ExceptionGroup as group:
@@ -237,11 +241,11 @@ class Uploader:
             self._wire_before = self.wire_bytes()
             self._uplink, self.connected = None, False
 
-    async def _receive(self, uplink: Uplink) -> None:
+    async def _receive(self, uplink: Uplink, receipts: asyncio.Queue[bytes]) -> None:
         await uplink.subscribe([self._topics.receipt])
         async for message in uplink.messages():
             if message.topic == self._topics.receipt:
-                await self._receipt(message.payload)
+                await receipts.put(message.payload[:PAYLOAD_MAX])
             elif message.topic in self._mailboxes:
                 self._mailboxes[message.topic].take(message)
         raise UplinkDownError("the broker closed the connection")
@@ -254,6 +258,11 @@ class Uploader:
         except Exception:
             logger.exception("another part of the agent failed")
             return otherwise
+
+    async def _take_receipts(self, receipts: asyncio.Queue[bytes]) -> None:
+        """Apart from the other parts' messages: what a receipt says is compared with the journal, on a slow disk."""
+        while True:
+            await self._receipt(await receipts.get())
 
     async def _subscribe_others(self, uplink: Uplink) -> None:
         """The other parts' topics, apart from the log's: a broker may refuse one and not the other."""
