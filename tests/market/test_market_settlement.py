@@ -1,5 +1,6 @@
 """Settlement: registers at boundaries, money, the bundle, a stranger's recomputation, and every bit of a golden one."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -655,6 +656,34 @@ class Pruned:
 
     def __getattr__(self, name):
         return getattr(self._whole, name)
+
+
+class Older:
+    """A history as it was one commit before."""
+
+    def __init__(self, whole):
+        self._whole = whole
+
+    def __getattr__(self, name):
+        return getattr(self._whole, name)
+
+    def commits(self):
+        return itertools.islice(self._whole.commits(), 1, None)
+
+
+def test_a_database_that_was_lost_or_restored_is_read_anew(history):
+    index = LogIndex("main")
+    assert index.grow(history)
+    assert not index.grow(Older(history)), "it is shorter than it was"
+    logs = Logs("main")
+    logs.read([history])
+    whole = logs.newest_ms(asked("none"))
+    logs.read([])
+    assert logs.newest_ms(asked("none")) is None, "it is gone"
+    logs.read([history])
+    logs.read([Older(history)])
+    logs.read([history])
+    assert logs.newest_ms(asked("none")) == whole
 
 
 def test_a_log_whose_declaration_was_pruned(history):

@@ -70,18 +70,24 @@ class LogIndex:
         """Readings whose time is to be corrected, or of which a value has a status; all others are in tracks."""
         self._first = self._end = 0
 
-    def grow(self, history: History) -> None:
+    def grow(self, history: History) -> bool:
         """Read what was logged since.
 
         Args:
             history: The same epoch each time, as it is now.
+
+        Returns:
+            False where it is shorter than it was; then nothing is read.
         """
         newest = next(history.commits(), None)
         end = 0 if newest is None else newest.end
+        if end < self._end:
+            return False
         self._first = history.first
         for sequence, entry in history.entries(max(self._end, history.first), end):
             self._take(sequence, entry)
-        self._end = max(self._end, end)
+        self._end = end
+        return True
 
     def _take(self, sequence: int, entry: Entry) -> None:
         if isinstance(entry, Start | Clock | Declaration):

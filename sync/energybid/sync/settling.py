@@ -129,12 +129,21 @@ class Logs:
     def read(self, histories: Iterable[History]) -> None:
         """Take in what was logged since the last time.
 
+        An epoch that is gone is forgotten, one that is shorter than it was read anew: the database was lost, or is
+        restored from an older copy.
+
         Args:
             histories: The gateway's epochs, oldest first, as they are now; asked by the calls that follow.
         """
-        for history in histories:
-            self._histories[history.epoch] = history
-            self._indices.setdefault(history.epoch, LogIndex(self._meter)).grow(history)
+        self._histories = {history.epoch: history for history in histories}
+        self._indices = {epoch: self._grown(epoch, history) for epoch, history in self._histories.items()}
+
+    def _grown(self, epoch: bytes, history: History) -> LogIndex:
+        index = self._indices.get(epoch)
+        if index is None or not index.grow(history):
+            index = LogIndex(self._meter)
+            index.grow(history)
+        return index
 
     # ------------------------------------------------------------ money
 
