@@ -213,6 +213,10 @@ def test_what_the_broker_refuses_blocks_nothing(caplog):
         await asyncio.sleep(5)
         assert [topic for topic, *_ in line.taken] == ["other"]
         assert outbox.refused == "bid: not allowed"
+        line.refuses = ()
+        outbox.put("bid", Letter("bid", b"1", now_ms + 60_000))
+        await asyncio.sleep(1)
+        assert outbox.refused == ""
 
     posting(scene)
     assert len(caplog.records) == 1

@@ -13,7 +13,13 @@ from energybid.core.errors import EnergybidError
 
 ROUNDS = 5
 """Of the market, the last ones are shown."""
-_TROUBLES = {"error": "FAULT", "planner_error": "PLANNER", "asset_error": "ASSETS", "waiting": "messages not sent yet"}
+_TROUBLES = {
+    "error": "FAULT",
+    "planner_error": "PLANNER",
+    "asset_error": "ASSETS",
+    "send_error": "BROKER",
+    "waiting": "messages not sent yet",
+}
 HELP = "show what the running agent does: meters, log, uplink"
 EXAMPLES = """\
 examples:

@@ -504,6 +504,7 @@ class _Session:
             "asset_error": self._deliveries.failed if self._deliveries else "",
             "prices": floor.book.status(now_ms),
             "waiting": len(floor.outbox),
+            "send_error": floor.outbox.refused,
             "rounds": [round_status(known) for known in list(floor.rounds.known.values())[-12:]],
         }
 

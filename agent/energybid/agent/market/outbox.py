@@ -45,8 +45,13 @@ class Outbox:
         self._letters: dict[object, Letter] = {}
         self._wake = asyncio.Event()
         self._hurry = asyncio.Event()
-        self.refused = ""
-        """What the broker does not allow."""
+        self._refused: dict[str, str] = {}
+        """What the broker did not allow last, by topic."""
+
+    @property
+    def refused(self) -> str:
+        """What the broker does not allow; empty where it took the last of each topic."""
+        return next(iter(self._refused.values()), "")
 
     def __len__(self) -> int:
         """How many wait."""
@@ -90,11 +95,13 @@ class Outbox:
             try:
                 await self._send(letter.topic, letter.payload, retain=letter.retain)
             except UplinkRefusedError as error:
-                if not self.refused:
+                if letter.topic not in self._refused:
                     logger.error("%s is not sent: %s", letter.topic, error)  # noqa: TRY400  no bug
-                self.refused = str(error)
+                self._refused[letter.topic] = str(error)
             except UplinkDownError:
                 return False
+            else:
+                self._refused.pop(letter.topic, None)
         else:
             logger.info("not sent in time: %s", letter.topic)
         if self._letters.get(about) is letter:
