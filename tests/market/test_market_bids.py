@@ -72,16 +72,14 @@ def test_a_line_for_each_round_and_the_last_curve(journal, capsys):
     ]
     assert cells[0][1] == "2026-09-21 14:15:21 to 14:16:21"
     assert "USD/MWh: net import that round 4 is bid for" in lines
-    assert lines[-2] == "settled: 1.33 USD"
+    assert lines[-2] == "settled in these rounds: 1.33 USD"
     assert lines[-1] == "refused messages: 4 not logged, 1 replayed, 59 unverified"
 
 
 def test_only_the_last_ones(journal, capsys):
-    assert [line.split()[0] for line in told(capsys, "-j", journal, "--last", "2").splitlines()[:3]] == [
-        "round",
-        "3",
-        "4",
-    ]
+    lines = told(capsys, "-j", journal, "--last", "2").splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["round", "3", "4"]
+    assert "settled in these rounds: -0.20 USD" in lines
 
 
 def test_all_of_one_round(journal, capsys):

@@ -11,7 +11,7 @@ from energybid.agent.config import load_plan
 from energybid.agent.databases import opened
 from energybid.agent.journal import Journal
 from energybid.agent.market.past import Kept, Past, messages_of
-from energybid.agent.market.views import RoundView, Story, coins, details, drawn, plain, row, table
+from energybid.agent.market.views import RoundView, Story, coins, details, drawn, money, plain, row, table
 from energybid.core import exit_codes
 from energybid.core.entries import MarketKind
 from energybid.core.errors import EnergybidError
@@ -78,16 +78,16 @@ def _shown(story: Story, views: list[RoundView], arguments: argparse.Namespace) 
         lines = [line for view in views for line in details(view, width)]
     elif views:
         bid = next((view for view in reversed(views) if view.bid), None)
-        lines = [*table(views), "", *(drawn(bid, width) if bid else []), *_sums(story)]
+        lines = [*table(views), "", *(drawn(bid, width) if bid else []), *_sums(story, views)]
     else:
-        lines = ["no rounds: the journal holds none yet", *_sums(story)]
+        lines = ["no rounds: the journal holds none yet", *_sums(story, views)]
     return "".join(f"{line}\n" for line in lines)
 
 
-def _sums(story: Story) -> list[str]:
-    money = ", ".join(coins(amount, currency) for currency, amount in story.money().items())
+def _sums(story: Story, views: list[RoundView]) -> list[str]:
+    settled = ", ".join(coins(amount, currency) for currency, amount in money(views).items())
     refused = ", ".join(f"{count} {why}" for why, count in sorted(story.refused.items()))
-    lines = [f"settled: {money}"] if money else []
+    lines = [f"settled in these rounds: {settled}"] if settled else []
     return lines + ([f"refused messages: {refused}"] if refused else [])
 
 

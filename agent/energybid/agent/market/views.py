@@ -144,14 +144,15 @@ class Story:
             view.known.become(Event.STATEMENT)
             view.known.statement, view.statements = statement, view.statements + 1
 
-    def money(self) -> dict[str, Decimal]:
-        """What the statements come to, by currency: exact decimals."""
-        found: dict[str, Decimal] = {}
-        for view in self.rounds.values():
-            if view.known.statement:
-                amount = market.price(view.known.statement.amount, view.made.decimals)
-                found[view.made.currency] = found.get(view.made.currency, Decimal(0)) + amount
-        return found
+
+def money(views: Iterable[RoundView]) -> dict[str, Decimal]:
+    """What the statements of rounds come to, by currency: exact decimals."""
+    found: dict[str, Decimal] = {}
+    for view in views:
+        if view.known.statement:
+            amount = market.price(view.known.statement.amount, view.made.decimals)
+            found[view.made.currency] = found.get(view.made.currency, Decimal(0)) + amount
+    return found
 
 
 # ---------------------------------------------------------------- for machines
