@@ -130,10 +130,11 @@ def screen(statuses: Sequence[dict[str, Any]], tally: Tally | None, now_ms: int,
     """All of it, on a terminal of so many columns."""
     if not statuses:
         return Panel("starting…", title="energybid demo")
-    parts: list[RenderableType] = [meters_table(statuses, now_ms, wide=width >= WIDE)]
-    if tally is not None:
+    parts: list[RenderableType] = []
+    if tally is not None:  # first: a terminal of few lines shows no more than the beginning
         shown = Group(rounds_table(tally), market_facts(tally)) if tally.rounds else market_facts(tally)
-        parts.append(Panel(shown, title="market"))
+        parts.append(Panel(shown, title="market: power against the schedule, energy delivered of awarded, money"))
+    parts.append(meters_table(statuses, now_ms, wide=width >= WIDE))
     parts.append(Panel(log_facts(statuses, now_ms), title="signed logs"))
     return Group(*parts)
 
