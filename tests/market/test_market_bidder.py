@@ -1130,22 +1130,52 @@ def test_an_award_without_a_plan_is_given_up(tmp_path):
     assert (confirmation.conduct, confirmation.reason) == (Conduct.FAILED, "no plan for the assets")
 
 
-def test_an_award_that_the_full_disk_can_not_log_is_followed_all_the_same(tmp_path, caplog):
+def test_what_can_not_be_logged_does_not_count_and_waits(tmp_path, caplog):
     async def scene(site):
         await bidden(site)
         space = site.recorder.space
-        space.usage = space.usage._replace(file=space.room, wal=space.room)
+        right = space.usage
+        space.measure = lambda *_: None
+        space.usage = right._replace(wal=2 * space.room)
         site.award()
-        await asyncio.sleep(1)
-        site.publish(TOPICS.award, b"nonsense")
-        await site.until(END + 5)  # there is room again
+        await site.until(GATE + 5)
+        assert site.state() == "bid"
+        space.usage = right
+        await asyncio.sleep(2)
+        assert site.state() == "awarded"
+        space.usage = right._replace(wal=2 * space.room)
+        await site.until(END + 5)
+        assert site.confirmations == []
+        site.round(2)
+        await asyncio.sleep(5)
+        assert 2 not in site.rounds.known
+        space.usage = right
+        await asyncio.sleep(5)
+        assert site.state(2) == "bid"
         return site
 
     site = play(tmp_path / "j", scene)
     assert site.dispatcher.brief == [AWARDED]
-    assert site.bidder.status()["not_logged"] == 1
-    assert [(entry.kind, entry.missed) for entry in site.entries[2:]] == [(MarketKind.CONFIRMATION, 1)]
-    assert "no room for a message" in caplog.text
+    kinds = {kind for kind, _ in site.kept[2:]}
+    assert kinds == {MarketKind.AWARD, MarketKind.CONFIRMATION, MarketKind.ROUND, MarketKind.BID}
+    assert len(site.confirmations) == 1
+    assert "messages of the market wait, for there is no room to log them" in caplog.text
+
+
+def test_a_bid_for_which_there_is_no_room_is_not_made(tmp_path, caplog):
+    async def scene(site):
+        space = site.recorder.space
+        site.think.delay_s = (1.0, 1.0)
+        site.round(1)
+        await asyncio.sleep(0.5)
+        space.measure = lambda *_: None
+        space.usage = space.usage._replace(wal=2 * space.room)
+        await asyncio.sleep(5)
+        assert site.state() == "announced"
+        return site
+
+    assert play(tmp_path / "j", scene).bids() == []
+    assert "the journal has no room for a message of the market" in caplog.text
 
 
 def test_only_so_many_rounds_are_read_back(tmp_path, monkeypatch):

@@ -249,6 +249,7 @@ class _Session:
     async def _take_messages(self) -> None:
         while True:
             message = await self._queue.get()
+            await self._floor.log.room()
             kind = self._kinds.get(message.topic, MarketKind.UNKNOWN)
             now_ms = self._pass_time()
             if too_long(message.payload):
@@ -344,7 +345,9 @@ class _Session:
             await self._confirm(known, followed)
 
     async def _confirm(self, known: Known, followed: Followed) -> None:
-        floor, now_ms = self._floor, self._floor.now_ms()
+        floor = self._floor
+        await floor.log.room()
+        now_ms = floor.now_ms()
         confirmation = Confirmation(
             market=floor.market,
             number=known.round.number,

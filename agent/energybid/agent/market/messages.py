@@ -65,6 +65,13 @@ class MessageLog:
             return None
         return self._recorder.append_at_once(self._entry(kind, MarketReason.NONE, message, at_ms))
 
+    async def room(self) -> None:
+        """Return when an entry can be logged: what can not be logged does not count, and waits."""
+        if self._recorder.full:
+            logger.error("messages of the market wait, for there is no room to log them")
+        while self._recorder.full:  # noqa: ASYNC110  room has no event
+            await asyncio.sleep(LOOK_S)
+
     async def secured(self, sequence: int) -> bool:
         """Have the log on the disk up to an entry; False where the disk does not take it now.
 
