@@ -369,3 +369,24 @@ def test_minutes_may_be_one_letter() -> None:
     assert duration("30s") == 30
     with pytest.raises(argparse.ArgumentTypeError):
         duration("3x")
+
+
+# ---------------------------------------------------------------- evidence
+
+
+async def test_every_bundle_is_verified_by_the_products_own_command(tmp_path: Path) -> None:
+    golden = json.loads((Path(__file__).parent.parent / "golden" / "settlement.json").read_text())
+    bundle = bytes.fromhex(golden["bundle"])
+    pems = {
+        f"{name}-{n}": golden["keys"][role] for n in (1, 2, 3) for name, role in (("log", "log"), ("bids", "gateway"))
+    }
+    (tmp_path / "keys").mkdir()
+    for name, pem in {**pems, "market": golden["keys"]["market"], "headend": golden["keys"]["headend"]}.items():
+        (tmp_path / "keys" / f"{name}.pub.pem").write_text(pem)
+    (tmp_path / "bundles").mkdir()
+    (tmp_path / "bundles" / "7-a.bundle").write_bytes(bundle)
+    changed = bytearray(bundle)
+    changed[len(bundle) // 2] ^= 1
+    (tmp_path / "bundles" / "7-b.bundle").write_bytes(changed)
+    result = await Showcase(tmp_path)._market_result()
+    assert (result["bundles"], result["bundles_verified"]) == (2, 1)
