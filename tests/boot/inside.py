@@ -197,6 +197,18 @@ def reads_and_gets_receipts() -> str:
     return f"{acknowledged()} entries acknowledged"
 
 
+def root_may_override_and_others_may_not() -> str:
+    """The agent's socket is its group's, in a folder that others can not enter."""
+    place = Path("/run/energybid/control.sock")
+    wait("the socket is there", place.exists)
+    assert (place.stat().st_mode & 0o777, place.owner(), place.group()) == (0o660, "energybid", "energybid")
+    assert run(PROGRAM, "override").stdout == "there is nothing to override\n"
+    shut = run("runuser", "-u", "nobody", "--", PROGRAM, "override", "--socket", place, code=1)
+    assert "only root and the group of the agent may" in shut.stderr, shut.stderr
+    member = run("runuser", "-u", "nobody", "-g", "energybid", "--", PROGRAM, "override", "--socket", place)
+    return member.stdout.strip()
+
+
 def introduce() -> None:
     """Give gateway and head-end each other's public key, as utility and installer would."""
     shutil.copy(HEADEND_KEY, "/etc/energybid/keys/headend.pub.pem")
@@ -409,6 +421,7 @@ FIRST: list[Callable[[], str]] = [
     systemd_understands_the_units,
     the_rules_are_udevs,
     reads_and_gets_receipts,
+    root_may_override_and_others_may_not,
     the_sandbox_holds,
     the_clock_is_known,
     memory,
