@@ -518,6 +518,37 @@ profile = "eastron-sdm630"
 unit = 2
 interval = "5 s"
 """
+_BIDDING = (
+    _GATEWAY
+    + b"""
+[[bus.meter]]
+name = "box"
+profile = "heidelberg-energy-control"
+unit = 3
+[market]
+name = "demo/power"
+key = "market.pub.pem"
+bids = "bids.pem"
+meter = "main"
+import_limit = "17 kW"
+export_limit = "500 W"
+timezone = "Europe/Berlin"
+[[market.asset]]
+name = "car"
+kind = "ev"
+set = "box/current-limit"
+phases = 3
+power = "box/apparent-power"
+plugged = "box/charging-state"
+plugged_values = [4, 5, 6, 7]
+charged = "box/apparent-energy"
+least = "4140 W"
+most = "11.04 kW"
+wanted = "20 kWh"
+shortage_price = 400.0
+departure = "07:00"
+"""
+)
 _HEADEND = b"""
 [headend]
 database = "headend.db"
@@ -564,7 +595,7 @@ TARGETS: dict[str, Target] = {
     "proxy-request": Target(proxy_request, (READ, b"\x06\x00\x0a\x00\x01", b"\x0f\x00\x00\x00\x0a\x02\xff\x03")),
     "sunspec-chain": Target(sunspec_chain, _SUNSPEC),
     "profile": Target(profile, tuple(map(_toml, ("eastron-sdm630", "abb-b23", "schneider-iem3155")))),
-    "gateway": Target(gateway, (_GATEWAY,)),
+    "gateway": Target(gateway, (_GATEWAY, _BIDDING, _in_readme("docs/assets.md", 1))),
     "bus": Target(bus, (_in_readme("simulator/README.md", 1),)),
     "headend": Target(headend, (_HEADEND,)),
     "scenario": Target(scenario, (_SCENARIO,)),
