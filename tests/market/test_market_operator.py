@@ -70,7 +70,8 @@ class Market:
         return self.operator.advance(now_ms)
 
     def take(self, message, now_ms):
-        return self.operator.take(message, now_ms)
+        (event,) = self.operator.take([(message, now_ms)])
+        return event
 
     def sent(self, now_ms):
         """What it has to say, by topic; the broker takes it."""

@@ -200,21 +200,24 @@ class Operator:
 
     # ------------------------------------------------------------ messages
 
-    def take(self, message: Message, now_ms: int) -> Event:
-        """A message came.
+    def take(self, messages: Iterable[tuple[Message, int]]) -> list[Event]:
+        """Messages came; all that they change is stored at once, or nothing.
 
         Args:
-            message: Of any topic.
-            now_ms: When it came: what counts for the gate.
+            messages: Each of any topic, with the moment when it came: what counts for the gate.
 
         Raises:
             JournalError: The database failed; nothing is stored.
         """
+        with self._store.transaction():
+            return [self._judge(message, at_ms) for message, at_ms in messages]
+
+    def _judge(self, message: Message, now_ms: int) -> Event:
+        """Nothing is stored of what is refused."""
         named = parse(message.topic)
         origin = "/".join(named[:2]) if named else message.topic[:100]
         try:
-            with self._store.transaction():
-                return self._message(named[2] if named else "", origin, message, now_ms)
+            return self._message(named[2] if named else "", origin, message, now_ms)
         except EvidenceError as error:
             return Event("refused", {"gateway": origin, "why": str(error)})
 

@@ -22,7 +22,7 @@ logger = logging.getLogger("energybid.market")
 RECONNECT_MIN_S, RECONNECT_MAX_S = 0.5, 30.0
 LOOK_S = 5.0
 """A wall clock that may be set is looked at so often."""
-QUEUE_MAX, AT_ONCE = 4096, 256
+QUEUE_MAX, AT_ONCE = 32_768, 256
 """Messages that wait; messages judged in one go, so that a gate is not missed for them."""
 PUBLISH_MAX = 64
 """Messages under way at once."""
@@ -113,7 +113,7 @@ class Service:
         return messages
 
     def _work(self, messages: Sequence[tuple[Message, int]]) -> list[Event]:
-        events = [self._operator.take(message, at_ms) for message, at_ms in messages]
+        events = self._operator.take(messages) if messages else []
         return events if len(messages) == AT_ONCE else events + self._operator.advance(self._now_ms())
 
     async def _pause(self) -> None:
