@@ -12,7 +12,7 @@ import pytest
 from energybid.agent.commands import backtest as command
 from energybid.agent.market.devices import World, devices
 from energybid.agent.market.wiring import site_plan
-from energybid.bidding.backtest import Scene, backtest
+from energybid.bidding.backtest import Scene, as_gateway, backtest
 from energybid.bidding.prices_trading import Market
 from energybid.core.errors import ConfigurationError, EnergybidError
 from PIL import Image
@@ -168,6 +168,13 @@ def test_nothing_is_known_of_what_is_to_come():
     assert first.foresight.net_w != second.foresight.net_w
 
 
+def test_a_walk_alone_is_that_of_the_gateway(report):
+    told = []
+    walk = as_gateway(scene(), lambda day, so_far: told.append((day, len(so_far.cost))))
+    assert walk == report.loads_known
+    assert told == [(1, STEPS), (2, 2 * STEPS)]
+
+
 # ------------------------------------------------------------ devices
 
 
@@ -269,10 +276,15 @@ def run(words: list[str]) -> int:
 
 def test_the_command_prints_facts(tmp_path, capsys):
     given = files(tmp_path)
+    assert given[2] == "--load"
+    assert run([*given[:2], *given[4:], "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert alone["outside_limits_wh"] == 0
     assert run([*given, "--json", "--temperature", given[3], "--sun", given[3]]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["cost"]["foresight"] <= facts["cost"]["bid"] + 1e-4
     assert set(facts["regret"]) == {"prices not known", "load not known"}
+    assert facts["cost"]["bid"] > alone["cost"]["bid"], "the load costs"
 
 
 def test_the_command_draws(tmp_path, capsys):
