@@ -1,9 +1,13 @@
 """The market as a process runs it, at the bytes on a real broker: rounds, bids, awards, kills and lost connections."""
 
 import asyncio
+import os
 import random
+import sys
+from collections import defaultdict
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import apsw
 import pytest
@@ -21,7 +25,8 @@ from hand_made import MARKET, MARKET_KEY, Gateway
 from mosquitto import Mosquitto
 from test_market_operator import TERMS
 
-DEADLINE_S = 20
+DEADLINE_S = 60
+PLACES = os.pathsep.join(str(Path(__file__).parent.parent / name) for name in ("market", "."))
 QUICK = replace(TERMS, period_ms=1_000, announce_ms=900, gate_ms=300)
 EVERY = market_topics(MARKET)
 
@@ -95,6 +100,46 @@ async def test_a_round_over_a_real_broker_and_another_after_a_kill(tmp_path):
                     break
         assert all(message.retained for message in kept.values())
         assert market.read(Prices, kept[EVERY.day_ahead].payload, MARKET_KEY.public).ticks
+
+
+async def test_killed_at_any_moment_it_signs_nothing_twice_and_goes_on(tmp_path):
+    gateway, path, kills = Gateway(1), str(tmp_path / "market.db"), random.Random(5)
+    said = defaultdict(set)
+
+    async def bid(uplink, messages):
+        async for message in messages:
+            if message.topic == EVERY.round:
+                made = market.read(Round, message.payload, MARKET_KEY.public)
+                said["round", made.number].add(message.payload)
+                answer = gateway.bid(message.payload)
+                await uplink.publish(answer.topic, answer.payload)
+            elif message.topic == gateway.topics.award:
+                award = market.read(Award, message.payload, MARKET_KEY.public)
+                said["award", award.counter].add(message.payload)
+            else:
+                prices = market.read(Prices, message.payload, MARKET_KEY.public)
+                said[prices.curve, prices.counter].add(message.payload)
+
+    def awards():
+        return [counter for what, counter in said if what == "award"]
+
+    with Mosquitto(tmp_path / "broker") as broker:
+        async with at(broker, gateway) as (uplink, messages):
+            bidding = asyncio.ensure_future(bid(uplink, messages))
+            for number in range(4):
+                before = len(awards())
+                command = [sys.executable, str(Path(__file__).with_name("killed_market.py")), path, str(broker.port)]
+                process = await asyncio.create_subprocess_exec(*command, env={**os.environ, "PYTHONPATH": PLACES})
+                while len(awards()) == before:
+                    assert process.returncode is None
+                    await asyncio.sleep(0.005)
+                await asyncio.sleep(kills.uniform(0, 1.2) if number < 3 else 0)
+                process.kill()
+                await process.wait()
+            bidding.cancel()
+    assert all(len(payloads) == 1 for payloads in said.values())
+    rounds = [number for what, number in said if what == "round"]
+    assert len(rounds) >= len(awards()) >= 4
 
 
 async def test_it_comes_back_when_the_broker_does(tmp_path):
