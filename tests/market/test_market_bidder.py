@@ -22,9 +22,9 @@ from bidding_site import (
     play,
     second,
 )
-from energybid.agent.market.bidder import RESTART_S
 from energybid.agent.market.messages import REFUSED_AN_HOUR
 from energybid.agent.market.ports import Followed
+from energybid.agent.market.session import RESTART_S
 from energybid.agent.market.splits import Splits
 from energybid.agent.rounds import State
 from energybid.bidding.curve import Curve, Step
@@ -1179,13 +1179,13 @@ def test_a_bid_for_which_there_is_no_room_is_not_made(tmp_path, caplog):
 
 
 def test_only_so_many_rounds_are_read_back(tmp_path, monkeypatch):
-    from energybid.agent.market import bidder, past
+    from energybid.agent.market import past, session
 
     async def scene(site):
         for number in range(1, 6):
             await bidden(site, number, duration_ms=1_000)
             await asyncio.sleep(130)
-        monkeypatch.setattr(bidder, "KEPT", 2)
+        monkeypatch.setattr(session, "KEPT", 2)
         monkeypatch.setattr(past, "AT_ONCE", 1)
         await site.restart()
         return sorted(site.rounds.known)

@@ -1,0 +1,112 @@
+"""The tutor: what the planner learns from, and what is kept of it for the next run of the agent.
+
+After a restart the planner gets its own state back, then the prices that the log holds; after each slot it is told what
+the site took. What it has learned is kept in the journal every hour and at a stop: no evidence, and learned anew where
+it is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from energybid.agent.market.desk import PlannerError
+from energybid.core.errors import JournalStalledError
+
+if TYPE_CHECKING:
+    from energybid.agent.market.floor import Floor
+    from energybid.agent.market.ports import Planner
+    from energybid.sync.market import Prices
+
+logger = logging.getLogger("energybid.market")
+
+PREFIX = "planner/"
+"""Of its keys in the journal."""
+KEEP_EVERY_S = 3600.0
+SLOT_MS = 900_000
+"""Of which it is told the load."""
+LOOK_S = 30.0
+"""So often at least the wall clock is looked at: it may step."""
+
+
+class Tutor:
+    """Teaches the planner of one session."""
+
+    def __init__(self, floor: Floor) -> None:
+        """Teach ``floor``'s planner."""
+        self._floor = floor
+        self._kept: dict[str, bytes] = {}
+        """What the journal holds of its state."""
+        self._prices: list[Prices] = []
+        """What the log holds of prices, until it knows them."""
+
+    async def recall(self, prices: list[Prices]) -> None:
+        """Find what an earlier run has kept.
+
+        Args:
+            prices: What the log holds, oldest first.
+        """
+        journal = self._floor.recorder.journal
+        self._kept = await self._floor.platform.offload(journal.recall, PREFIX)
+        self._prices = prices
+
+    async def restore(self) -> None:
+        """Have the planner know what it knew; whatever it is asked meanwhile comes after."""
+        floor = self._floor
+        state = {key.removeprefix(PREFIX): piece for key, piece in self._kept.items()}
+        prices, self._prices = self._prices, []
+        try:
+            await floor.desk.ask(restored, floor.site.planner, state, prices)
+        except PlannerError:
+            logger.warning("the planner begins anew")
+
+    async def observe(self) -> None:
+        """Tell the planner what the site took, each slot that is over."""
+        floor = self._floor
+        begins_ms = floor.now_ms() // SLOT_MS * SLOT_MS
+        while True:
+            await asyncio.sleep(min(LOOK_S, max(1.0, (begins_ms + SLOT_MS - floor.now_ms()) / 1000)))
+            now_ms = floor.now_ms()
+            if begins_ms <= now_ms < begins_ms + SLOT_MS:
+                continue
+            if begins_ms + SLOT_MS <= now_ms < begins_ms + 2 * SLOT_MS:  # else the clock has stepped
+                await self._tell_load(begins_ms)
+            begins_ms = now_ms // SLOT_MS * SLOT_MS
+
+    async def _tell_load(self, begins_ms: int) -> None:
+        floor = self._floor
+        slot = floor.site.assets.slot(begins_ms, begins_ms + SLOT_MS)
+        if slot is None:
+            return
+        try:
+            await floor.desk.ask(floor.site.planner.load, begins_ms, slot.net_w, slot.controlled_w)
+        except PlannerError:
+            return
+
+    async def keep_on(self) -> None:
+        """Keep it every hour, until cancelled."""
+        while True:
+            await asyncio.sleep(KEEP_EVERY_S)
+            await self.keep()
+
+    async def keep(self) -> None:
+        """Keep what the planner has learned, where that is new."""
+        floor = self._floor
+        try:
+            pieces = await floor.desk.ask(floor.site.planner.state)
+            state = {PREFIX + name: piece for name, piece in pieces.items()}
+            if state != self._kept:
+                await floor.platform.offload(floor.recorder.journal.remember_all, state)
+                self._kept = state
+        except PlannerError:
+            return
+        except (JournalStalledError, ValueError) as error:
+            logger.warning("what the planner has learned is not kept: %s", error)
+
+
+def restored(planner: Planner, state: dict[str, bytes], learned: list[Prices]) -> None:
+    """Give a planner back what it knew, in its own thread."""
+    planner.restore(state)
+    for made in learned:
+        planner.prices(made)
