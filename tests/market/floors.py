@@ -50,7 +50,7 @@ class Floor:
         self.obeys = {"battery": 1.0, "wallbox": 1.0}
         """Share of what it is told that a device does."""
         self.plugged, self.session_wh, self.car_room_wh = True, 0.0, 20_000.0
-        self.temperature_c, self.outside_c = 21.0, 5.0
+        self.temperature_c, self.outside_c, self.time_constant_h = 21.0, 5.0, 30.0
         self.machine, self.machine_end_s = 1, 0.0
         self.load_w, self.parts_w = 3000.0, (2000.0, 1000.0)
         self.registers = {}
@@ -113,7 +113,7 @@ class Floor:
         self.stored_wh += battery_w * h * (0.95 if battery_w > 0 else 1 / 0.95)
         self.session_wh += powers["wallbox"] * h
         rest_c = self.outside_c + 1 + 0.006 * powers["heat-pump"]
-        self.temperature_c = rest_c + (self.temperature_c - rest_c) * exp(-h / 30)
+        self.temperature_c = rest_c + (self.temperature_c - rest_c) * exp(-h / self.time_constant_h)
         if self.machine == 2 and at_s >= self.machine_end_s:
             self.machine = 3
 

@@ -9,9 +9,10 @@ from zoneinfo import ZoneInfo
 import pytest
 from energybid.agent.control import Owner, Rank
 from energybid.agent.market import assets as module
+from energybid.agent.market import learning
 from energybid.agent.market import plan as plans
 from energybid.agent.market.forming import State, bidding_asset, resampled
-from energybid.agent.market.learning import SLOT_MS, Learner, Sight
+from energybid.agent.market.learning import SLOT_MS, SLOTS_MAX, Learner, Sight
 from energybid.agent.market.live import Trace, Value
 from energybid.agent.market.setpoints import number_for, power_for, sheds_for
 from energybid.agent.market.times import moment, next_moment, window
@@ -175,36 +176,52 @@ def test_a_trace_knows_its_gaps():
 # ---------------------------------------------------------------- a building's model
 
 
-def learned(learner, *, slots, noise=lambda k: 0.0, power=lambda k: 2000.0 * (k % 5 == 0)):
-    temperature, at_ms, due = 20.0, 0, []
+def learned(learner, *, slots, noise=lambda k: 0.0, power=lambda k: 2000.0 * (k % 5 == 0), gap=(), begin=0):
+    temperature, ended = 20.0, []
     for k in range(slots):
-        for part_ms in (0, 1000):
-            sight = Sight(temperature + noise(k), 5.0, power(k - 1))
-            due.append(learner.look(at_ms + part_ms, sight))
-        at_ms += SLOT_MS
+        at_ms = (begin + k) * SLOT_MS
+        if k not in gap:
+            ended += [learner.look(at_ms + ms, Sight(temperature + noise(k), 5.0, power(k - 1))) for ms in (0, 1000)]
         rest = 6.0 + 0.006 * power(k)
         temperature = rest + (temperature - rest) * 0.99
-    return any(due)
+    return ended.count(True)
 
 
 def test_a_model_is_learned_from_whole_slots():
     learner = Learner()
-    assert not learned(learner, slots=STEPS_MIN)
+    assert learned(learner, slots=STEPS_MIN + 1) == STEPS_MIN
+    assert learner.model() is None  # the first one's begin was not seen
     learner = Learner()
-    assert learned(learner, slots=120)
+    learned(learner, slots=120, gap=(40, 41, 80))
     model = learner.model()
     assert model.time_constant_h == pytest.approx(24.9, abs=0.5)
     assert model.kelvin_per_w == pytest.approx(0.006, rel=0.02)
     assert model.free_k == pytest.approx(1.0, abs=0.1)
-    learner.look(10**12, Sight(20.0, 5.0, 0.0))  # a gap
-    assert learner.slots == 0
-    learner.look(10**12 + SLOT_MS, None)
-    assert learner.model() is None
+    assert learner.slots == 119 - 3
     wild = Learner()
     learned(wild, slots=120, noise=lambda k: 5.0 * (k % 2))
     assert wild.model() is None
+    learned(still := Learner(), slots=120, power=lambda k: 0.0)
+    assert still.model() is None
     learned(long := Learner(), slots=800)
-    assert long.slots == 672
+    assert long.slots == SLOTS_MAX
+    assert len(long.packed()) <= 4096
+    long.look(0, Sight(20.0, 5.0, 0.0))  # the clock stepped back by days
+    assert long.slots == 0
+
+
+def test_what_was_collected_goes_over_a_restart():
+    learner = Learner()
+    learned(learner, slots=60)
+    again = Learner()
+    again.restore(learner.packed())
+    assert again.slots == learner.slots
+    assert again.look(60 * SLOT_MS, Sight(float("nan"), 5.0, float("nan")))
+    learned(again, slots=60, begin=62)
+    assert again.model().kelvin_per_w == pytest.approx(0.006, rel=0.05)
+    for damaged in (b"", learner.packed()[:-1], b"\xff" * 16, learner.packed() + bytes(6 * SLOTS_MAX)):
+        with pytest.raises(ValueError, match="damaged"):
+            Learner().restore(damaged)
 
 
 # ---------------------------------------------------------------- a gateway
@@ -387,3 +404,28 @@ def test_variants_of_what_is_measured(tmp_path):
         assert {told["name"]: told for told in gateway.assets.status()}["battery"]["power_w"] == 500
 
     play(tmp_path / "j", scene, floor, changes=less)
+
+
+def test_a_pump_bids_once_its_model_is_learned_and_after_a_restart(tmp_path, monkeypatch):
+    """With slots of a minute, and a shed that is warm and cold within hours."""
+    for where in (module, learning):
+        monkeypatch.setattr(where, "SLOT_MS", 60_000)
+    floor = Floor()
+    floor.there, floor.time_constant_h = {"heat-pump"}, 1.0
+
+    async def lives():
+        async with running(tmp_path / "j", floor, keep={"heating"}, every_s=5.0) as gateway:
+            for k in range(16):
+                floor.registers["heat-pump", "power"] = 2000.0 * (k % 2)
+                await asyncio.sleep(300)
+            (found,) = gateway.assets.now(gateway.now_ms(), 0.25)
+            assert found[1].kelvin_per_w == pytest.approx(0.006, rel=0.1)
+            assert found[1].time_constant_h == pytest.approx(1.0, rel=0.1)
+            assert found[1].rest_c == pytest.approx((6.0,), abs=0.5)
+            slots = gateway.assets.units["heating"].learner.slots
+        async with running(tmp_path / "j", floor, keep={"heating"}, every_s=5.0) as gateway:
+            await gateway.settle()
+            assert names(gateway) == ["heating"]
+            assert gateway.assets.units["heating"].learner.slots == slots
+
+    run(lives)

@@ -34,6 +34,8 @@ def identify(
 ) -> ThermalModel:
     """Least squares of ``T' - outside = keep * (T - outside) + gain * power + free``.
 
+    A number that is not known is NaN: the steps it belongs to do not count.
+
     Args:
         temperatures_c: At the begin of each step and at the end of the last: one more than steps.
         powers_w: Mean of each step.
@@ -44,17 +46,20 @@ def identify(
         ValueError: Too few steps, a power that never changes, or data no first-order store gives.
     """
     inside, power, outside = (np.array(column, float) for column in (temperatures_c, powers_w, outside_c))
-    if not len(power) == len(outside) == len(inside) - 1 or len(power) < STEPS_MIN:
+    fits = len(power) == len(outside) == len(inside) - 1
+    known = np.isfinite(power + outside + inside[:-1] + inside[1:]) if fits else np.zeros(1)
+    if known.sum() < STEPS_MIN:
         raise ValueError(f"a model takes {STEPS_MIN} steps or more, with a temperature at the ends of each")
+    begin, end, power, outside = inside[:-1][known], inside[1:][known], power[known], outside[known]
     if np.ptp(power) == 0:
         raise ValueError("the power never changes: what it does can not be told")
     scale = float(np.abs(power).max())
-    inputs = np.column_stack((inside[:-1] - outside, power / scale, np.ones(len(power))))
-    found, *_ = np.linalg.lstsq(inputs, inside[1:] - outside, rcond=None)
+    inputs = np.column_stack((begin - outside, power / scale, np.ones(len(power))))
+    found, *_ = np.linalg.lstsq(inputs, end - outside, rcond=None)
     keep, gain, free = (float(number) for number in found)
     if not 0 < keep < 1 or gain == 0:
         raise ValueError(f"no first-order store gives these data (it would keep {keep:.3f} of its warmth in each step)")
-    wrong = inside[1:] - outside - inputs @ found
+    wrong = end - outside - inputs @ found
     return ThermalModel(
         -step_h / log(keep), gain / scale / (1 - keep), free / (1 - keep), float(np.sqrt(np.mean(wrong**2)))
     )

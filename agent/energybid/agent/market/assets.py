@@ -12,13 +12,14 @@ import contextlib
 import json
 import logging
 from dataclasses import asdict, dataclass, field
+from math import nan
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from energybid.agent.control import Rank
 from energybid.agent.market import plan as plans
 from energybid.agent.market.forming import HOUR_MS, State, bidding_asset, run_ms
-from energybid.agent.market.learning import SLOT_MS, Learner, Sight
+from energybid.agent.market.learning import FIT_EVERY, KEEP_EVERY, SLOT_MS, Learner, Sight
 from energybid.agent.market.live import Live, Trace, Value
 from energybid.agent.market.ports import Slot
 from energybid.agent.market.times import window
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("energybid.agent")
 
 PREFIX = "market/asset/"
+SLOTS_PREFIX = "market/slots/"
 LOOK_S = 1.0
 """How often what was polled is looked at."""
 WRITE_S = 900.0
@@ -91,6 +93,8 @@ class Unit:
     started_ms: int | None = None
     model: plans.ThermalModelPlan | None = None
     learner: Learner | None = None
+    kept_slot: int = -1
+    """The learner's slot that the journal has."""
     most_w: float = 0.0
     """What a roof gave last when it was not limited; what a load takes with nothing off."""
     idle_s: float | None = None
@@ -383,11 +387,9 @@ class Assets:
         inside_c = self.live.number(plan.state)
         outside_c = self.live.number(plan.outside) if plan.outside else plan.outside_c
         power_w = unit.trace.mean(now_s - SLOT_MS / 1000, now_s)
-        sight = None
-        if inside_c is not None and outside_c is not None and power_w is not None:
-            sight = Sight(inside_c, outside_c, power_w)
-        if learner.look(now_ms, sight) and (found := learner.model()) is not None:
-            unit.model = found
+        sight = Sight(*(nan if number is None else number for number in (inside_c, outside_c, power_w)))
+        if learner.look(now_ms, sight) and learner.slot % FIT_EVERY == 0:
+            unit.model = learner.model() or unit.model
 
     async def run(self) -> None:
         """Look every second, and keep what is dear, until cancelled; then all."""
@@ -406,6 +408,7 @@ class Assets:
     async def recall(self) -> None:
         """Take up what an earlier run knew; what is damaged is learned again."""
         found = await self._platform.offload(self._journal.recall, PREFIX)
+        slots = await self._platform.offload(self._journal.recall, SLOTS_PREFIX)
         for unit in self.units.values():
             data, unit.kept = found.get(PREFIX + unit.plan.name, b""), b""
             try:
@@ -414,10 +417,19 @@ class Assets:
                 unit.started_ms = kept.get("started_ms")
                 unit.model = plans.ThermalModelPlan(**kept["model"]) if kept.get("model") else None
                 unit.kept = data
+                packed = slots.get(SLOTS_PREFIX + unit.plan.name)
+                if unit.learner and packed:
+                    unit.learner.restore(packed)
+                    unit.kept_slot = unit.learner.slot
             except (ValueError, TypeError, AttributeError):
                 logger.warning("%s: what was known of it is damaged; it is learned again", unit.plan.name)
 
     async def _keep(self, every_s: float) -> None:
+        try:
+            for unit in self.units.values():
+                await self._keep_slots(unit, KEEP_EVERY if every_s else 1)
+        except JournalStalledError:
+            return  # the recorder tells; the next look tries again
         now_s = self._loop.time()
         for unit in self.units.values():
             data = _kept(unit)
@@ -428,6 +440,13 @@ class Assets:
             except JournalStalledError:
                 return  # the recorder tells; the next look tries again
             unit.kept, unit.kept_s = data, now_s
+
+    async def _keep_slots(self, unit: Unit, every: int) -> None:
+        learner = unit.learner
+        if learner is not None and learner.slots and learner.slot - unit.kept_slot >= every:
+            key = SLOTS_PREFIX + unit.plan.name
+            await self._platform.offload(self._journal.remember, key, learner.packed())
+            unit.kept_slot = learner.slot
 
     # ------------------------------------------------------------ for people
 
