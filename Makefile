@@ -12,7 +12,7 @@ demo: $(VENV)/.demo  ## meters, agent, broker and head-end on this machine, live
 	$(BIN)/energybid demo $(DEMO)
 
 test: $(VENV)/.test debian checks  ## everything that CI runs
-	$(MAKE) worlds WORLDS=120
+	$(MAKE) worlds WORLDS=120 SITES=12
 
 checks: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -26,14 +26,17 @@ checks: $(VENV)/.test
 
 .PHONY: worlds simulate
 WORLDS ?= 200
-worlds: $(VENV)/.test  ## virtual days of a small site with every fault, on two cores
+SITES ?= 20
+worlds: $(VENV)/.test  ## virtual days of a small site, and quarters of days of one that bids, with every fault, on two cores
 	@mkdir -p build
 	$(BIN)/energybid simulate world --seed 1 --seeds $(WORLDS) --jobs 2 --log build
+	$(BIN)/energybid simulate world --market --days 0.25 --seed 1 --seeds $(SITES) --jobs 2 --log build
 
 simulate: $(VENV)/.test  ## 2,000 of them, and a large site: hours
 	@mkdir -p build
 	$(BIN)/energybid simulate world --seed 1001 --seeds 2000 --jobs 2 --log build
 	$(BIN)/energybid simulate world --seed 1 --seeds 20 --jobs 2 --large --log build
+	$(BIN)/energybid simulate world --market --seed 1001 --seeds 200 --jobs 2 --log build
 
 .PHONY: oracle
 oracle: $(VENV)/.test  ## bids of 1,000 random sites against a mixed-integer solver, and the day's loss of 100 (minutes)

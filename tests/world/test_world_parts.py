@@ -6,6 +6,7 @@ import struct
 
 import apsw
 import pytest
+from energybid.core.cose import PrivateKey
 from energybid.core.entries import Gap
 from energybid.core.errors import BusDownError, ConfigurationError, EvidenceError, JournalError, UplinkDownError
 from energybid.core.ports import SerialEndpoint, TcpEndpoint, UplinkSettings, Will
@@ -15,10 +16,13 @@ from energybid.simulator.decoding import remembered
 from energybid.simulator.virtual import LIFE, Life, PowerCut, VirtualClock, VirtualOffload, run
 from energybid.simulator.world.broker import Broker
 from energybid.simulator.world.disk import Beside, Disk, DiskState, WatchedDatabase
+from energybid.simulator.world.liar import Liar
 from energybid.simulator.world.meters import COUNTER_MAX, WorldMeter
-from energybid.simulator.world.scenario import Faults, Scenario, large, load_scenario
+from energybid.simulator.world.scenario import Faults, Lies, Market, Scenario, large, load_scenario
+from energybid.simulator.world.site import BATTERY, QUANTITIES, Site
 from energybid.simulator.world.wire import Socket, Wiring
-from energybid.sync import columns
+from energybid.sync import columns, market
+from energybid.sync.market import Award, Verdict
 
 # ---------------------------------------------------------------- virtual time
 
@@ -430,6 +434,101 @@ def test_counters_reset_roll_over_and_change_with_the_meter():
     assert count() > 0
 
 
+# ---------------------------------------------------------------- sites that bid
+
+
+def test_what_a_sites_devices_answer_is_remembered_as_the_driver_decodes_it():
+    now = [0.0]
+    site = Site("a house", 43_200_000, lambda: now[0])
+    for name, device in site.devices.items():
+        _, compiled = compile_profile(site.loaded[name], interval_s=60, quantities=QUANTITIES[name])
+        for now[0] in (100.0, 5000.0):
+            requests = compiled.groups[0]
+            reads = [struct.pack(">BHH", r.function, r.first, r.count) for r in requests]
+            values, _ = group_decoder(requests)([device.respond(read, site.replay_ms())[2:] for read in reads])
+            answers = device.answered(now[0], now[0] + 1)
+            told = {place: n for answer in answers for place, n in zip(answer.places, answer.mantissas, strict=True)}
+            assert values == [told[r.first + field.offset] for r in requests for field in r.fields]
+
+
+def test_a_battery_that_disobeys_follows_when_it_hears_again():
+    now = [0.0]
+    site = Site("a house", 0, lambda: now[0])
+    told = []
+    site.follower.on_write = told.append
+    battery = site.devices[BATTERY]
+    power = struct.pack(">BHH", 4, 0, 2)
+
+    def taken(at_s):
+        now[0] = at_s
+        return int.from_bytes(battery.respond(power, site.replay_ms())[2:], "big", signed=True)
+
+    site.follower.deaf_until_s = 50.0
+    assert battery.respond(struct.pack(">BHHBi", 16, 100, 2, 4, 1500), 0)[0] == 16
+    assert taken(20.0) == 0
+    assert taken(60.0) == 0
+    assert taken(70.0) == 1500
+    assert told == [1500]
+
+
+def test_one_client_is_cut_off_and_a_message_is_swallowed():
+    async def main():
+        there = broker()
+        there.swallows = lambda client, topic, _: (client, topic) == ("a", "t")
+        lost = []
+        there.on_lost = lost.append
+        async with there.connect(settings("a", 100)) as a:
+            await a.subscribe(["t", "u"])
+            await a.publish("t", b"x")
+            await a.publish("u", b"y")
+            assert await collected(a, 1) == [("u", b"y")]
+            there.refuse("a", 60)
+            with pytest.raises(UplinkDownError):
+                await collected(a, 1)
+        with pytest.raises(UplinkDownError, match="refused"):
+            async with there.connect(settings("a", 100)):
+                pass
+        async with there.connect(settings("b", 100)):
+            there.refuse_nobody()
+        async with there.connect(settings("a", 100)):
+            return lost
+
+    assert run(main)[0] == "a"
+
+
+MARKET_KEY = PrivateKey.from_entropy(b"market.." * 6)
+AWARD = market.sign(Award("world/power", 3, "world/gw-0", bytes(32), 1, 0, Verdict.AWARDED, 5, 700), MARKET_KEY)
+
+
+async def lied(kind):
+    """Whether each of ten true messages was hidden, and what was said beside them."""
+    said, there = [], broker()
+    there._published = lambda client, _, payload: said.append(payload) if client == "liar" else None
+    liar = Liar(Lies(**{kind: 1.0}), MARKET_KEY, there, lambda: 60_000, 900.0, random.Random(1))
+    liar._kept.append(("old", b"old"))
+    hidden = {liar.hears("t", AWARD) for _ in range(10)}
+    if kind not in {"flipped", "long", "duplicate", "retained", "replayed"}:
+        assert not liar.hears("t", b"no message")
+    await asyncio.sleep(5 * 3600)
+    assert liar.told == {kind: len(said)}
+    return hidden, said
+
+
+def test_a_liar_tells_each_kind_of_lie_and_hides_some_truth():
+    async def main():
+        return {kind: await lied(kind) for kind in Lies.model_fields}
+
+    lies = run(main)
+    always = {"duplicate": False, "replayed": False, "retained": False, "late": True}
+    for kind, (hidden, said) in lies.items():
+        assert hidden == ({always[kind]} if kind in always else {False, True})
+        assert len(said) == 10
+        assert (AWARD in said) == (kind in {"duplicate", "retained", "late"})
+    for kind in ("foreign", "generous"):
+        assert all(market.read(Award, lie, MARKET_KEY.public) != market.told(Award, AWARD) for lie in lies[kind][1])
+    assert all(market.told(Award, lie) == market.told(Award, AWARD) for lie in lies["forged"][1])
+
+
 # ---------------------------------------------------------------- scenario
 
 
@@ -452,6 +551,11 @@ def test_a_scenario_file_is_checked(tmp_path):
         load_scenario(path)
     path.write_text("tcp_meters = 0\nserial_meters = 0\n")
     with pytest.raises(ConfigurationError, match="needs a meter"):
+        load_scenario(path)
+    path.write_text('[market]\nevery = "5 min"\nannounce = "3 min"\ngate = "1 min"\n')
+    assert load_scenario(path).market == Market(every="5 min", announce="3 min", gate="1 min")
+    path.write_text('[market]\ngate = "20 min"\n')
+    with pytest.raises(ConfigurationError, match="gate is before the announcement"):
         load_scenario(path)
     path.write_text("in_flight = 1\n")
     with pytest.raises(ConfigurationError, match="in_flight"):

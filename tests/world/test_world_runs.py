@@ -9,7 +9,7 @@ from pathlib import Path
 from energybid.agent.cli import main
 from energybid.agent.judgement import Judge
 from energybid.core import exit_codes
-from energybid.simulator.world.scenario import Faults, Scenario, small
+from energybid.simulator.world.scenario import Faults, Scenario, bidding, small
 from energybid.simulator.world.world import simulate
 
 ENERGYBID = Path(sys.executable).with_name("energybid")
@@ -27,6 +27,12 @@ def test_the_same_seed_has_the_same_trace_whatever_the_hash_seed():
     assert runs[0]["traces"] == runs[1]["traces"]
     assert runs[0]["events"] == runs[1]["events"]
     assert runs[0]["faults"]
+
+
+def test_a_site_that_bids_has_the_same_trace_whatever_the_hash_seed():
+    runs = [world("--market", "--seed", 4, "--days", 0.03, PYTHONHASHSEED=str(seed)) for seed in (1, 2)]
+    assert runs[0]["traces"] == runs[1]["traces"]
+    assert runs[0]["bids"]["awards"] > 2
 
 
 def test_several_worlds_in_several_processes_are_the_same_as_one_by_one():
@@ -53,6 +59,14 @@ def test_half_a_day_of_everything():
     assert outcome.violations == []
     assert len(outcome.faults) > 15
     assert outcome.entries == outcome.acknowledged
+
+
+def test_some_hours_of_bidding_with_everything():
+    outcome = simulate(201, 0.1, bidding(Faults()))
+    assert outcome.violations == []
+    assert outcome.bids["awards"] > 5
+    assert outcome.bids["statements"] > 1
+    assert outcome.bids["refused"] > 0
 
 
 def test_a_failure_prints_how_to_see_it_again_and_leaves_an_event_log(monkeypatch, tmp_path, capsys):

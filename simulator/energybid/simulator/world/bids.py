@@ -10,7 +10,7 @@ broker, what is written to the site's battery, and what the site truly takes.
 | ``award``: only an award counts that the market made, to this gateway, in time, once, as offered | at commits |
 | ``heard``: what comes for one gateway is in the log, with the reason where it does not count | at the end |
 | ``target``: the market's numbers are written for an award that counts, within its interval | at commits |
-| ``followed``: what a confirmation says that the site took it took | at confirmations |
+| ``followed``: what a confirmation says that the site took it took, where its meter answered | at confirmations |
 | ``safe``: after a death the safe number is written before any other; at a stop it is there | at writes, at stops |
 | ``settled``: every round that was awarded is settled, or given up for a reason | at the end |
 | ``recompute``: from its bundle every settlement recomputes | at the end |
@@ -44,6 +44,8 @@ FALSE_W, FALSE_SHARE = 300.0, 0.05
 CLOCK_S = 0.5
 RIGHT_S = 3600.0
 """The clock was right for so long before what depends on it is looked at."""
+RECOVERED_S = 900.0
+"""So long after it answers again a meter that was thought dead is polled as usual."""
 BUNDLES_MAX = 8
 """So many of a world's bundles are recomputed: it takes long."""
 _SAID = re.compile(r"followed: (-?[0-9]+) W of (-?[0-9]+) W")
@@ -110,6 +112,7 @@ class BidWatch:
         self._awards: dict[int, tuple[bytes, Award]] = {}
         self._coming: list[_Coming] = []
         self._disturbed_s: list[float] = []
+        self._unmeasured_s: list[float] = []
         self._refused_s: deque[float] = deque(maxlen=REFUSED_AN_HOUR)
         self._flooded_s: list[float] = []
         self._wrong_clock_s = -RIGHT_S
@@ -273,11 +276,18 @@ class BidWatch:
         if off_w:
             self._wrong("followed", f"round {made.number}: what was followed is {off_w} W off the award")
         begins_s = self._now_s() - (self._clock.true_ns() // 1_000_000 - begins_ms) / 1000
-        if not {begins_ms, ends_ms} <= self._energy_wh.keys() or any(s >= begins_s - 60 for s in self._disturbed_s):
+        unmeasured = any(at_s >= begins_s - RECOVERED_S for at_s in self._unmeasured_s)
+        if unmeasured or any(at_s >= begins_s - 60 for at_s in self._disturbed_s):
+            return
+        if not {begins_ms, ends_ms} <= self._energy_wh.keys():
             return
         mean_w = (self._energy_wh[ends_ms] - self._energy_wh[begins_ms]) * 3_600_000 / made.duration_ms
         if abs(mean_w - said_w) > FALSE_W + FALSE_SHARE * abs(mean_w):
             self._wrong("followed", f"round {made.number}: {said_w} W were confirmed, the site took {mean_w:.0f} W")
+
+    def unmeasured(self) -> None:
+        """The site's meter, or the battery, begins or ceases to be silent."""
+        self._unmeasured_s.append(self._now_s())
 
     def died(self) -> None:
         """The agent is gone without a word."""

@@ -185,7 +185,11 @@ class Trouble:
             meter.plain.swap()
 
     async def _asset_silent(self, gateway: Gateway, seconds: float) -> None:
-        gateway.meters[BATTERY if self._chance.random() < 1 / 2 else HOUSE].faults.die(seconds)
+        if gateway.bids:
+            gateway.meters[BATTERY if self._chance.random() < 1 / 2 else HOUSE].faults.die(seconds)
+            gateway.bids.unmeasured()
+            await asyncio.sleep(seconds)
+            gateway.bids.unmeasured()
 
     async def _asset_disobeys(self, gateway: Gateway, seconds: float) -> None:
         if gateway.site:
