@@ -226,7 +226,7 @@ async def running(path, floor, *, keep=(), changes=lambda plan: plan, every_s=1.
     market = plan.market
     if keep:
         market = replace(market, assets=tuple(asset for asset in market.assets if asset.name in keep))
-    async with recording(platform, path) as recorder:
+    async with recording(platform, path, commit_interval_s=600.0) as recorder:
         driver = FloorDriver(clock, floor)
         (bus,) = plan.buses
         bus = replace(bus, meters=tuple(_slow(m, every_s) for m in bus.meters if m.name in floor.there | {"house"}))

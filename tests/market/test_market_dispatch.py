@@ -34,7 +34,7 @@ def test_a_battery_makes_the_intervals_energy_meet_the_award(tmp_path):
     floor = Floor(base=lambda t: 900.0 + 400.0 * sin(t / 7))
 
     async def scene(gateway):
-        assert gateway.assets.base_w() == pytest.approx(gateway.floor.mean_w(now() - 15, now()), abs=30)
+        assert gateway.assets.base_w() == pytest.approx(gateway.floor.mean_w(now() - 15, now()), abs=80)
         done, begin_s, end_s = await follow(gateway, -2000, {"battery": -2600})
         gateway.floor.advance(now())
         assert done.conduct == Conduct.FOLLOWED, done
