@@ -165,8 +165,12 @@ def test_a_trace_knows_its_gaps():
     assert trace.mean(-100.0, 10.0) is None
     assert trace.mean(90.0, 200.0) is None
     assert trace.mean(50.0, 50.0) is None
+    assert trace.seen(50.0, 50.0) == 0
+    assert trace.seen(10.0, 90.0) == pytest.approx(1.0)
+    assert trace.seen(90.0, 118.0) == pytest.approx(13 / 28)
     trace.add(Value(300.0, 5.0))
     assert trace.mean(100.0, 300.0) is None
+    assert Trace(10.0).seen(0.0, 1.0) == 0
     for at_s in range(301, 3000):
         trace.add(Value(float(at_s), 5.0))
     assert trace.mean(2900.0, 2999.0) == pytest.approx(5.0)

@@ -258,6 +258,21 @@ def test_without_the_sites_meter_the_split_is_followed(tmp_path):
     play(tmp_path / "j", scene, keep={"battery"})
 
 
+def test_what_the_sites_meter_did_not_see_is_said(tmp_path):
+    async def scene(gateway):
+        task = asyncio.create_task(follow(gateway, -2000, {"battery": -2600}))
+        for silent in (8, 8, 8):
+            await asyncio.sleep(10)
+            gateway.floor.deaf.add("house")
+            await asyncio.sleep(silent)
+            gateway.floor.deaf.clear()
+        done, *_ = await task
+        assert done.conduct == Conduct.FOLLOWED
+        assert done.reason.endswith(" percent measured")
+
+    play(tmp_path / "j", scene, keep={"battery"})
+
+
 def test_a_meter_without_energy_registers_is_enough(tmp_path):
     def changes(plan):
         return replace(plan, market=replace(plan.market, imported=None))

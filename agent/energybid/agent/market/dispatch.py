@@ -55,6 +55,8 @@ GIVE_UP_S = 30.0
 RETRY_S = 2.0
 LEFT_OUT_S = 300.0
 """An asset that can not be moved does not bid for this time."""
+SEEN = 0.9
+"""Where the site's meter has seen less of the interval, the confirmation says so."""
 OVER = 1.02
 """The site's limit is broken by a measurement above this share of it, twice."""
 
@@ -327,7 +329,9 @@ class _Job:
             return _followed(Conduct.FOLLOWED, "followed: not measured")
         energy_ws, since_s = found
         mean_w = energy_ws / max(self._loop.time() - since_s, TICK_MIN_S)
-        return _followed(Conduct.FOLLOWED, f"followed: {mean_w:.0f} W of {self.target_w} W")
+        seen = self.of.assets.net.seen(since_s, self._loop.time())
+        doubt = "" if seen >= SEEN else f" - {100 * seen:.0f} percent measured"
+        return _followed(Conduct.FOLLOWED, f"followed: {mean_w:.0f} W of {self.target_w} W{doubt}")
 
     def _release_late(self) -> None:
         """Let go soon, also where it ends early."""

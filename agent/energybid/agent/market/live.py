@@ -81,9 +81,9 @@ class Trace:
         """
         self._stale_s = stale_s
         self._last: Value | None = None
-        self._integral = self._covered_s = 0.0
-        self._points: deque[tuple[float, float, float]] = deque()
-        """Loop time, integral, time covered by it."""
+        self._integral = self._covered_s = self._seen_s = 0.0
+        self._points: deque[tuple[float, float, float, float]] = deque()
+        """Loop time, integral, time covered by it, time of that in which no poll is missing."""
 
     def add(self, value: Value) -> float:
         """Take a number that was read, and give what it adds to the integral; one that is not newer changes nothing."""
@@ -96,10 +96,11 @@ class Trace:
                 added = (value.number + last.number) / 2 * step_s
                 self._integral += added
                 self._covered_s += step_s
+                self._seen_s += step_s if step_s <= self._stale_s / 2 else 0.0
         self._last = value
         if len(self._points) > 1 and value.at_s - self._points[-2][0] < EVERY_S:
             self._points.pop()
-        self._points.append((value.at_s, self._integral, self._covered_s))
+        self._points.append((value.at_s, self._integral, self._covered_s, self._seen_s))
         while self._points[0][0] < value.at_s - KEEP_S:
             self._points.popleft()
         return added
@@ -112,26 +113,33 @@ class Trace:
         """
         if end_s <= begin_s or self._last is None:
             return None
-        (first, covered_first), (second, covered_second) = self._at(begin_s), self._at(end_s)
+        (first, covered_first, _), (second, covered_second, _) = self._at(begin_s), self._at(end_s)
         covered_s = covered_second - covered_first
         return (second - first) / covered_s * (end_s - begin_s) if covered_s >= COVERED * (end_s - begin_s) else None
+
+    def seen(self, begin_s: float, end_s: float) -> float:
+        """Share of a time in which no poll is missing."""
+        if end_s <= begin_s or self._last is None:
+            return 0.0
+        return max(0.0, self._at(end_s)[2] - self._at(begin_s)[2]) / (end_s - begin_s)
 
     def mean(self, begin_s: float, end_s: float) -> float | None:
         """Of the number over a time; None where too little of it was measured."""
         found = self.integral(begin_s, end_s)
         return None if found is None else found / (end_s - begin_s)
 
-    def _at(self, at_s: float) -> tuple[float, float]:
-        """Integral and covered time up to a moment."""
+    def _at(self, at_s: float) -> tuple[float, float, float]:
+        """Integral, covered and seen time up to a moment."""
         assert self._last is not None  # noqa: S101  asked by ``integral``
         points = self._points
         if at_s >= points[-1][0]:
             more_s = at_s - points[-1][0]
+            seen_s = self._seen_s + min(more_s, self._stale_s / 2)
             more_s = more_s if more_s <= self._stale_s else 0.0
-            return self._integral + more_s * self._last.number, self._covered_s + more_s
-        right = bisect_right(points, (at_s, float("inf"), float("inf")))
+            return self._integral + more_s * self._last.number, self._covered_s + more_s, seen_s
+        right = bisect_right(points, at_s, key=lambda point: point[0])
         if right == 0:
             return points[0][1:]
-        (t0, i0, c0), (t1, i1, c1) = points[right - 1], points[right]
+        (t0, i0, c0, s0), (t1, i1, c1, s1) = points[right - 1], points[right]
         share = (at_s - t0) / (t1 - t0)
-        return i0 + share * (i1 - i0), c0 + share * (c1 - c0)
+        return i0 + share * (i1 - i0), c0 + share * (c1 - c0), s0 + share * (s1 - s0)
