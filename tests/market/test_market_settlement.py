@@ -24,8 +24,8 @@ from energybid.agent.rows import Acknowledged
 from energybid.bidding.baseline_rules import Beyond, Payment, names, text_of
 from energybid.bidding.curve import Curve, Step
 from energybid.bidding.settlement import Point, Register, Terms, load, settle
-from energybid.core import cbor
-from energybid.core.cose import PrivateKey
+from energybid.core import cbor, cose
+from energybid.core.cose import ES256, PrivateKey
 from energybid.core.entries import Clock, Epoch, Reading, Start
 from energybid.core.errors import EvidenceError
 from energybid.core.evidence import Receipt, sign_receipt
@@ -318,6 +318,23 @@ def test_as_bid_pricing_and_a_schedule():
 SHORT = golden.log_part(golden.ENTRIES[:5])
 FOREIGN = golden.log_part(golden.ENTRIES, epoch=b"f" * 16)
 OTHER = PrivateKey.from_entropy(b"other..." * 6)
+
+
+def test_the_other_form_of_the_markets_signature_is_refused():
+    """No hash in the file covers the statement: without this two files would say the same."""
+    key = PrivateKey.from_entropy(b"other..." * 6, ES256)
+    keys = golden.ROLES | {"market": key}
+    bundle = golden.bundle(keys=keys)
+
+    def trust(role, kid):
+        return {known.public.kid: known.public for known in keys.values()}.get(kid)
+
+    assert verify(bundle.encode(), trust).agrees
+    s = int.from_bytes(bundle.statement[-32:], "big")
+    mirrored = bundle.statement[:-32] + (cose._P256_ORDER - s).to_bytes(32, "big")
+    cose.verify(mirrored, key.public)
+    with pytest.raises(EvidenceError, match="statement: signature is not in its one form"):
+        verify(bundle._replace(statement=mirrored).encode(), trust)
 
 
 @pytest.mark.parametrize(

@@ -241,13 +241,21 @@ def read(kind: type[M], data: bytes, key: cose.PublicKey) -> M:
     """A message of a kind that ``key`` signed.
 
     Raises:
-        EvidenceError: It is none, another key signed it, its signature is in another form (``cose.low``), or a field is
-            out of its bounds.
+        EvidenceError: As ``verified`` and ``parse`` have it.
+    """
+    return parse(kind, verified(data, key))
+
+
+def verified(data: bytes, key: cose.PublicKey) -> bytes:
+    """The payload of a message that ``key`` signed.
+
+    Raises:
+        EvidenceError: It is none, another key signed it, or its signature is in another form (``cose.low``).
     """
     content, signature = cose.verify(data, key), data[-cose.SIGNATURE_SIZE :]
     if cose.low(key.algorithm, signature) != signature:
         raise EvidenceError("signature is not in its one form: somebody has changed it")
-    return parse(kind, content)
+    return content
 
 
 def parse(kind: type[M], data: bytes) -> M:

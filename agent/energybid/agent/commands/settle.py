@@ -158,9 +158,9 @@ def _round_facts(outcome: Outcome) -> dict[str, Any]:
         "begins": moment_text(made.begins_ms),
         "ends": moment_text(made.begins_ms + made.duration_ms),
         "programme": made.programme,
-        "price": f"{market.price(outcome.proven.award.ticks, made.decimals)} {made.currency}/MWh",
+        "price": f"{market.price(outcome.proven.award.ticks, made.decimals):f} {made.currency}/MWh",
         "conduct": None if confirmation is None else Conduct(confirmation.conduct).name.lower(),
-        "amount_stated": f"{market.price(statement.amount, made.decimals)} {made.currency}",
+        "amount_stated": f"{market.price(statement.amount, made.decimals):f} {made.currency}",
         "money": settle_bundle.money_words(statement, made),
     }
 
@@ -182,7 +182,7 @@ def _energy_facts(outcome: Outcome) -> dict[str, Any]:
         facts["passed_over"] = [{"day": day.isoformat(), "why": str(why)} for day, why in baseline.passed]
         facts["adjustment"] = _adjustment(outcome)
     if settled is not None:
-        facts["amount"] = f"{market.price(settled.amount, proven.round.decimals)} {proven.round.currency}"
+        facts["amount"] = f"{market.price(settled.amount, proven.round.decimals):f} {proven.round.currency}"
         facts["intervals"] = [_interval(outcome, at, line) for at, line in enumerate(settled.lines)]
     return facts
 

@@ -351,7 +351,7 @@ def _facts(outcome: Outcome, unchecked: list[str]) -> dict[str, Any]:
         "market": made.market,
         "round": made.number,
         "gateway": statement.origin,
-        "amount": f"{market.price(statement.amount, made.decimals)} {made.currency}",
+        "amount": f"{market.price(statement.amount, made.decimals):f} {made.currency}",
         "money": money_words(statement, made),
         "agrees": outcome.agrees,
         "faults": [f"{each.what}: {each.said}" for each in outcome.checks if not each.agrees],
@@ -362,7 +362,7 @@ def _facts(outcome: Outcome, unchecked: list[str]) -> dict[str, Any]:
 
 def money_words(statement: Statement, made: Round) -> str:
     """What a statement says, for people."""
-    amount = f"{abs(market.price(statement.amount, made.decimals))} {made.currency}"
+    amount = f"{abs(market.price(statement.amount, made.decimals)):f} {made.currency}"
     way = "less" if statement.delivered_wh >= 0 else "more"
     less = f"{abs(statement.delivered_wh)} Wh {way} than its baseline of {statement.baseline_wh} Wh"
     owed = {1: f"the market owes the site {amount}", 0: "nothing is owed", -1: f"the site owes the market {amount}"}
