@@ -364,7 +364,7 @@ def gateway_file(folder: str, number: int, broker: int, ports: dict[str, int], m
     if minute is not None:
         house = _meters((Meter("house", "kostal-ksem", 1),)) + HOUSE
         parts += [TCP_BUS.format(name="site", port=ports[name]), house, _meters(DEVICES[number - 1])]
-        times = {"departure": minute + 180, "earliest": minute - 1, "latest": minute + 720}
+        times = {"departure": minute + 180, "earliest": minute - 1, "latest": minute + 12}
         texts = {key: f"{at // 60 % 24:02}:{at % 60:02}" for key, at in times.items()}
         parts += [BIDS.format(tenant=TENANT, market=MARKET, number=number), ASSETS[number - 1].format(**texts)]
     return "".join(parts).replace("{folder}", folder)
