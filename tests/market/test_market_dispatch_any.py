@@ -55,7 +55,8 @@ def test_any_award(scene):
         done, mean_w, begin_s, end_s = play(Path(folder) / "j", follow, floor, keep=kept)
     assert done.conduct == Conduct.FOLLOWED or done.reason == "import limit"
     if done.conduct == Conduct.FOLLOWED:
-        assert abs(mean_w - target_w) < 80, done
+        # At the connection's limit nothing can make good what the assets took to get there.
+        assert abs(mean_w - target_w) < (80 if -9000 < target_w < 16_000 else 400), done
     assert 990 < floor.stored_wh < 10_005
     for meter in ("wallbox", "heat-pump"):  # on or off, not to and fro
         numbers = [value > 0 for at_s, name, _, value in floor.log if name == meter and begin_s <= at_s < end_s]
