@@ -127,9 +127,10 @@ def _market(told: dict[str, Any]) -> list[str]:
 
 def _asset(asset: dict[str, Any]) -> str:
     """What it takes, and what it was told to take."""
-    power, command = ("unknown" if asset[key] is None else f"{asset[key]:,} W" for key in ("power_w", "command_w"))
-    out = f", OUT: {asset['out']}" if asset["out"] else ""
-    return f"asset {asset['name']}: {power}, commanded {command}{out}"
+    power = "unknown" if asset["power_w"] is None else f"{asset['power_w']:,} W"
+    command = "left to itself" if asset["command_w"] is None else f"commanded {asset['command_w']:,} W"
+    out = f"; does not bid: {asset['out']}" if asset["out"] else ""
+    return f"asset {asset['name']}: {power}, {command}{out}"
 
 
 def _round(made: dict[str, Any]) -> str:
