@@ -12,7 +12,9 @@ from energybid.bidding.horizon import Outlook
 from energybid.bidding.planning import Planning, Slot
 from energybid.bidding.planning_load import SLOT_MS, SLOTS, LoadBook
 from energybid.bidding.planning_prices import DAY_MS, HOUR_MS, KEPT_DAYS, PriceBook, PriceCurve
+from energybid.bidding.prices_bids import Case, middle
 from energybid.bidding.site import Site
+from energybid.bidding.site_shadow import shadows
 
 STEP_MS = 2 * HOUR_MS
 SIZE = DAY_MS // STEP_MS
@@ -386,3 +388,41 @@ def test_times_that_come_nearer_change_no_values():
         )  # fmt: skip
         planning.plan(slot(T0 + number * quarter, quarter), assets, None, T0)
         assert planning._valued is found
+
+
+def test_steps_that_no_price_of_the_round_reaches_are_left_out():
+    book = PriceBook()
+    book.day_ahead(curve(T0, range(20, 44), step_ms=HOUR_MS))
+    planning = Planning(17_000, 10_000, prices=book)
+    whole = planning.plan(slot(T0), ALL, None, T0).curve
+    least, most = whole.steps[-1].ticks + 1, whole.steps[0].ticks - 1
+    cut = planning.plan(slot(T0)._replace(least_ticks=least, most_ticks=most), ALL, None, T0).curve
+    assert cut.ceiling_w < whole.ceiling_w
+    assert cut.steps[0].ticks == most
+    assert all(cut.net_w(ticks) == whole.net_w(ticks) for ticks in range(least, most + 1))
+
+
+def test_the_schedule_is_that_of_the_middle_price():
+    answers = [None] * 4
+    found = [
+        Case(price, weight, a, 0)
+        for price, weight, a in zip((1.0, 2.0, 3.0, 900.0), (1, 2, 2, 1), answers, strict=True)
+    ]
+    assert middle(found) == 2.0
+    assert middle(found[1:]) == 3.0
+
+
+def test_later_limits_are_priced():
+    prices = [50, 10, 10, 50, 10, 90, 90, 90, 50, 50, 50, 50]
+    book = PriceBook()
+    book.day_ahead(curve(T0, prices))
+    assets = (BATTERY, replace(CAR, departure=5))
+    _, offered = planned(book, assets=assets, limits=(7_000, 7_000))
+    expected = offered.view.expected
+    outlook = replace(Outlook.certain(2.0, expected[1:].tolist()), later=offered.view.later)
+    site, base_w = Site(assets, 7_000, 7_000), [700] * len(expected)
+    priced = site.bid(
+        outlook.raised(shadows(site, expected.tolist(), outlook, base_w)[1:].tolist()), base_w=700, tick=0.01
+    )
+    assert offered.curve == priced.curve.within(-50_000, 400_000)
+    assert offered.curve != site.bid(outlook, base_w=700, tick=0.01).curve.within(-50_000, 400_000)

@@ -13,6 +13,7 @@ from energybid.bidding.prices_bids import best_at, cases, news_bid
 from energybid.bidding.prices_trading import Market, expected, foresight, trade
 from energybid.bidding.site import Site
 from energybid.bidding.values import values
+from energybid.bidding.values_battery import marginal_worths
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -157,6 +158,40 @@ def test_a_battery_is_worth_what_the_general_recursion_says(model):
         marginal = np.diff(points, axis=1) / (4e6 / CELLS)
         rows = fast[step] if len(marginal) > 1 else fast[step][:1]
         assert np.allclose(rows, marginal, atol=1e-3)
+
+
+@pytest.mark.parametrize("final_price", [20.0, None])
+def test_marginal_values_are_those_of_the_general_recursion(model, final_price):
+    # Full steps are whole cells, and so is the reserve: both are exact.
+    battery = Battery(
+        stored_wh=0, capacity_wh=4e6, charge_w=1_600_000, discharge_w=800_000, charge_wear=3.0, discharge_wear=7.0,
+        reserve_wh=0.8e6, final_price=final_price,
+    )  # fmt: skip
+    outlook = model.outlook(market(6, 1).day_ahead, step=0, later=30.0)
+    slow, fast = values(battery, outlook, 3), marginal_worths(battery, outlook, 3)
+    assert len(slow) == len(fast) == 3
+    for one, two in zip(slow, fast, strict=True):
+        points = one[:, :: 400 // CELLS]
+        inner = slice(20, None)  # below the reserve the first cells are filled at any price
+        assert np.allclose(np.diff(points)[:, inner], np.diff(two)[:, inner], atol=60.0), "0.0015 per MWh"
+
+
+def test_merged_states_are_the_sums_of_theirs(model):
+    shape = Shape(bins=4, slow_bins=2, slow_steps=6.0, blocks=4, spread=3.0)
+    past = market(1, 60)
+    fine = PriceModel.learned(past.real_time, past.day_ahead, steps_per_day=STEPS, shape=shape)
+    made = fine.merged(2, 2)
+    assert (made.states, made.counts.sum()) == (2, fine.counts.sum())
+    halves = [0, 0, 1, 1] * 2
+    for block in range(4):
+        for a in range(2):
+            for b in range(2):
+                rows = [k for k in range(8) if halves[k] == a]
+                columns = [k for k in range(8) if halves[k] == b]
+                assert made.counts[block, a, b] == fine.counts[block][np.ix_(rows, columns)].sum()
+    deviation = (past.real_time - past.day_ahead) / np.maximum(np.abs(past.day_ahead), 10) ** 0.5
+    for low, level in ((True, made.levels[0]), (False, made.levels[1])):
+        assert level == pytest.approx(deviation[(deviation <= fine.edges[1]) == low].mean(), rel=0.01)
 
 
 @given(arrays.arrays(float, (4, 3), elements=st.integers(-5, 5).map(float)))
