@@ -1,25 +1,22 @@
-"""``energybid simulate``: serve simulated things. ``bus``: meters on Modbus buses. ``market``: a market's rounds."""
+"""``energybid simulate``: serve simulated things. ``bus`` and ``profiles`` live here: meters on Modbus buses.
+
+``world`` and ``market`` are modules beside this, imported where they are asked for: on a small machine that counts.
+"""
 
 import argparse
 import asyncio
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from energybid.core import exit_codes
 from energybid.core.settings import check
 from energybid.simulator.config import BusFile, duration, load_bus_file
-from energybid.simulator.market.config import load_plan
-from energybid.simulator.market.operator import Event
-from energybid.simulator.market.system import serve as serve_market
-from energybid.simulator.market.view import Rounds
 from energybid.simulator.meters import device_profiles
 from energybid.simulator.serve import Place, Served, serve
-from energybid.simulator.system import cpu_seconds, describe_commit, in_processes, stop_event
-from energybid.simulator.world.report import event_log, facts, render, replay_command, slim
-from energybid.simulator.world.scenario import Faults, Scenario, bidding, large, load_scenario, small
-from energybid.simulator.world.world import Outcome, simulate
+from energybid.simulator.system import stop_event
 
 HELP = "serve simulated meters, or run the whole system in virtual time"
 EXAMPLES = """\
@@ -82,12 +79,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until stopped, or simulate."""
-    if arguments.what == "world":
-        return _worlds(arguments)
+    if arguments.what in {"world", "market"}:
+        return int(import_module(f"{__name__}_{arguments.what}").run(arguments))
     if arguments.what == "profiles":
         return _profiles(arguments.folder)
-    if arguments.what == "market":
-        return asyncio.run(_market(arguments))
     return asyncio.run(_serve(arguments))
 
 
@@ -97,71 +92,6 @@ def _profiles(folder: Path) -> int:
         (folder / name).write_bytes(data)
         sys.stdout.write(f"{folder / name}\n")
     return exit_codes.OK
-
-
-# ---------------------------------------------------------------- market
-
-
-async def _market(arguments: argparse.Namespace) -> int:
-    plan, rounds = load_plan(arguments.config), Rounds()
-    stop = stop_event()
-
-    def tell(event: Event) -> None:
-        line = json.dumps({"event": event.kind, **event.facts}) + "\n" if arguments.json else rounds.take(event)
-        sys.stdout.write(line)
-        sys.stdout.flush()
-
-    tell(Event("ready", {"market": plan.terms.name, "gateways": len(plan.members)}))
-    if arguments.for_s:
-        asyncio.get_running_loop().call_later(arguments.for_s, stop.set)
-    await serve_market(plan, stop, tell)
-    return exit_codes.OK
-
-
-# ---------------------------------------------------------------- world
-
-
-def _worlds(arguments: argparse.Namespace) -> int:
-    scenario = _scenario(arguments)
-    seeds = range(arguments.seed, arguments.seed + arguments.seeds)
-    cpu_s, outcomes = cpu_seconds(), list[Outcome]()
-    for outcome in in_processes(_world, [(seed, arguments.days, scenario) for seed in seeds], arguments.jobs):
-        outcomes.append(outcome)
-        if outcome.violations:
-            _failed(outcome, arguments)
-    found = facts(outcomes, cpu_seconds() - cpu_s)
-    sys.stdout.write(json.dumps(found) + "\n" if arguments.json else render(found))
-    return exit_codes.NOT_VERIFIED if found["failed"] else exit_codes.OK
-
-
-def _scenario(arguments: argparse.Namespace) -> Scenario:
-    if arguments.scenario:
-        scenario = load_scenario(arguments.scenario)
-        if arguments.faults is None:
-            return scenario
-        return scenario.model_copy(update={"faults": Faults.chosen(arguments.faults)})
-    made = large if arguments.large else bidding if arguments.market else small
-    return made(Faults.chosen(arguments.faults or "all"))
-
-
-def _world(task: tuple[int, float, Scenario]) -> Outcome:
-    return slim(simulate(*task))
-
-
-def _failed(outcome: Outcome, arguments: argparse.Namespace) -> None:
-    """Say how to see it again, and write the event log."""
-    options = [f"--faults {arguments.faults}"] if arguments.faults else []
-    options += ["--large"] if arguments.large else ["--market"] if arguments.market else []
-    options += [f"--scenario {arguments.scenario}"] if arguments.scenario else []
-    command, commit = replay_command(outcome, " ".join(options)), describe_commit()
-    path = arguments.log / f"world-{outcome.seed}.log"
-    path.write_text(event_log(outcome, command, commit), encoding="utf-8")
-    first = outcome.violations[0]
-    sys.stderr.write(
-        f"seed {outcome.seed}, commit {commit}: {first.invariant}: {first.text}\n"
-        f"  again: {command}\n  event log: {path}\n"
-    )
-    sys.stderr.flush()
 
 
 # ---------------------------------------------------------------- bus
