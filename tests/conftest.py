@@ -9,8 +9,8 @@ from hypothesis import settings
 # Before numpy is loaded: matrices are small, and tests run in parallel processes as it is.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# No deadlines: a busy machine is no fault of the code. Failures print what reproduces them. A commit's tests draw the same
-# examples on every machine, so that what fails was changed; `HYPOTHESIS_PROFILE=explore` draws new ones.
+# No deadlines: a busy machine is no fault of the code. Failures print what reproduces them. A commit's tests draw the
+# same examples on every machine, so that what fails was changed; `HYPOTHESIS_PROFILE=explore` draws new ones.
 settings.register_profile("default", deadline=None, print_blob=True, derandomize=True)
 settings.register_profile("explore", deadline=None, print_blob=True, derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
