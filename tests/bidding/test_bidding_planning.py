@@ -176,7 +176,31 @@ def test_rounds_that_do_not_fit_the_day_have_no_model():
     assert not book.learn(7 * 60_000, T0 + 9 * DAY_MS)
     assert not book.learn(6 * HOUR_MS, T0 + 9 * DAY_MS)
     assert book.learn(STEP_MS, T0 + 9 * DAY_MS)
-    assert book.learn(HOUR_MS, T0 + 9 * DAY_MS), "of another length: learned anew"
+
+
+def test_a_round_of_another_length_now_and_then_does_not_cost_the_model():
+    book = PriceBook()
+    book.restore(taught(3).state())
+    model, now_ms = book.model, T0 + 3 * DAY_MS
+    for hour in range(2, 60):
+        book.learn(HOUR_MS, now_ms + hour * HOUR_MS, lasting=False)
+        if hour % 20 == 0:
+            book.learn(HOUR_MS, now_ms + hour * HOUR_MS)
+            book.learn(STEP_MS, now_ms + hour * HOUR_MS)
+    assert (book.model, book.step_ms) == (model, STEP_MS)
+    book.real_time(curve(now_ms, [30.0] * SIZE))
+    assert book.learn(HOUR_MS, now_ms + 80 * HOUR_MS), "this length's day is learned meanwhile"
+    assert book.step_ms == STEP_MS
+    assert book.learn(HOUR_MS, now_ms + 110 * HOUR_MS), "two days without any: learned anew from what is there"
+    assert (book.step_ms, book.model.steps_per_day) == (HOUR_MS, 24)
+
+
+def test_a_length_that_no_market_asked_for_gives_way_at_once():
+    book = PriceBook()
+    book.real_time(curve(T0, [30.0] * SIZE))
+    assert book.learn(HOUR_MS, T0 + 30 * HOUR_MS, lasting=False)
+    assert book.learn(STEP_MS, T0 + 30 * HOUR_MS)
+    assert book.step_ms == STEP_MS
 
 
 def test_the_state_of_prices_comes_back_and_damage_is_refused():

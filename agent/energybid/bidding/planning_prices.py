@@ -27,6 +27,8 @@ KEPT_DAYS = 28
 """Of prices as they were; the model's bins are made from so many."""
 KEEP = 0.5 ** (1 / 365)
 """What counts are worth a day later: half after a year."""
+HELD_MS = 2 * DAY_MS
+"""Without a round of its length, before a model gives way to one of another length."""
 SETTLE_MS = HOUR_MS
 """After midnight, until late real-time prices are in."""
 RAW_DAYS = 3
@@ -120,6 +122,8 @@ class PriceBook:
         self.model: PriceModel | None = None
         self._merged: PriceModel | None = None
         self._generation = 0
+        self._asked_ms: int | None = None
+        """When a round of a market of this length was planned last."""
 
     # ------------------------------------------------------------ told
 
@@ -247,14 +251,24 @@ class PriceBook:
 
     # ------------------------------------------------------------ learning
 
-    def learn(self, step_ms: int, now_ms: int) -> bool:
+    def learn(self, step_ms: int, now_ms: int, *, lasting: bool = True) -> bool:
         """Learn the days that are over, for rounds of a length.
+
+        There is a model of one length: of another one only when there was no round of the first for two days.
+
+        Args:
+            step_ms: Length of a round that is planned.
+            now_ms: When this is asked.
+            lasting: Whether it is of a market, and may come again.
 
         Returns:
             Whether something was learned.
         """
-        if step_ms != self.step_ms and not self.begin(step_ms):
+        held = self._asked_ms is not None and now_ms - self._asked_ms <= HELD_MS
+        if step_ms != self.step_ms and (not self.step_ms or (lasting and not held)) and not self.begin(step_ms):
             return False
+        if lasting and step_ms == self.step_ms:
+            self._asked_ms = now_ms
         over = (now_ms - SETTLE_MS) // DAY_MS
         due = [day for day in sorted({begin // DAY_MS for begin in self._seen}) if day < over]
         fresh = [day for day in due if self.learned is None or day > self.learned]
@@ -337,6 +351,7 @@ class PriceBook:
             raise ValueError("the prices' state is of days of another length")
         self.step_ms, self.days, self.model = step_ms, days, model
         self.learned = None if learned is None else int(learned)
+        self._asked_ms = None if learned is None else (int(learned) + 1) * DAY_MS
         self._merged = None
         self._generation += 1
 

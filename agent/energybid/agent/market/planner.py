@@ -62,7 +62,7 @@ class SitePlanner:
 
     def plan(self, made: Round, assets: Sequence[tuple[str, Asset]], base_w: int | None, now_ms: int) -> Planned:
         """The site's best response to a round; see ``ports.Planner``."""
-        self._planning.prices.learn(made.duration_ms, now_ms)
+        self._planning.prices.learn(made.duration_ms, now_ms, lasting=made.number > 0)
         slot = Slot(made.begins_ms, made.duration_ms, 1 / 10**made.decimals, made.least_ticks, made.most_ticks)
         names = [name for name, _ in assets]
         now_w = None if base_w is None else (now_ms, float(base_w))
