@@ -46,7 +46,7 @@ async def test_a_recorded_meter_in_a_bus_toml_answers_and_is_silent_as_it_was(tm
 @pytest.mark.parametrize(
     ("meter", "fault"),
     [
-        ("", "write either profile or dump"),
+        ("", "write one of profile, dump and asset"),
         ('profile = "abb-b23"\ndump = "x.toml"', "x.toml"),
         ('dump = "none.toml"', "none.toml: No such file"),
     ],

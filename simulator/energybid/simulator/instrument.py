@@ -11,6 +11,8 @@ from math import acos, degrees, isqrt
 from energybid.core.quantities import Obis
 from energybid.simulator.household import PHASES, UJ_PER_WH, State
 
+OPERATING_STATE = Obis.parse("0-0:96.5.0")
+"""Of a device that rests, such as a charger without a car: 0."""
 ELECTRICITY = 1
 INSTANTANEOUS, ENERGY = 7, 8
 """Groups D: the value now; the time integral since the meter was made."""
@@ -127,6 +129,8 @@ def probe(obis: Obis, told: Collection[bytes] = ()) -> Probe:
     """
     if obis.code in told:
         return lambda state: state.told[obis.code]
+    if obis == OPERATING_STATE:
+        return lambda _state: Fraction(0)
     medium, _channel, group, what, tariff, _ = obis.code
     kind, phase = _phase(group)
     if medium == ELECTRICITY and what == INSTANTANEOUS:
