@@ -168,6 +168,17 @@ def test_nothing_is_known_of_what_is_to_come():
     assert first.foresight.net_w != second.foresight.net_w
 
 
+def test_tomorrows_day_ahead_prices_are_known_from_eleven():
+    one = scene(days=9)
+    changed = one.market.day_ahead.copy()
+    changed[-STEPS:] *= 3
+    two = Scene(one.devices, 20_000, 20_000, Market(one.market.real_time, changed, STEPS), one.load_w, 7, BEGINS)
+    first, second = as_gateway(one), as_gateway(two)
+    published = STEPS * 11 // 24
+    assert first.net_w[:published] == second.net_w[:published]
+    assert first.net_w[published:STEPS] != second.net_w[published:STEPS]
+
+
 def test_a_walk_alone_is_that_of_the_gateway(report):
     told = []
     walk = as_gateway(scene(), lambda day, so_far: told.append((day, len(so_far.cost))))

@@ -56,6 +56,7 @@ def test_a_round_is_planned_from_what_is_known(taught):
     assert facts["load_model"] == "yesterday"
     assert 20 < facts["expected_price"] < 90
     assert facts["day_ahead_age_s"] == pytest.approx(DAY_MS / 1000 + 3_600 - 60)
+    assert facts["real_time_age_s"] == 3_600 - 60
     assert facts["base_low_w"] <= facts["base_w"] <= facts["base_high_w"]
     assert planned.curve.offers(planned.schedule_w)
     for net_w in (planned.curve.floor_w, planned.curve.ceiling_w, planned.schedule_w):
