@@ -12,7 +12,7 @@ import pytest
 from energybid.agent.commands import backtest as command
 from energybid.agent.market.devices import World, devices
 from energybid.agent.market.wiring import site_plan
-from energybid.bidding.backtest import Scene, as_gateway, backtest
+from energybid.bidding.backtest import Scene, _Gateway, as_gateway, backtest
 from energybid.bidding.prices_trading import Market
 from energybid.core.errors import ConfigurationError, EnergybidError
 from PIL import Image
@@ -170,13 +170,19 @@ def test_nothing_is_known_of_what_is_to_come():
 
 def test_tomorrows_day_ahead_prices_are_known_from_eleven():
     one = scene(days=9)
-    changed = one.market.day_ahead.copy()
-    changed[-STEPS:] *= 3
-    two = Scene(one.devices, 20_000, 20_000, Market(one.market.real_time, changed, STEPS), one.load_w, 7, BEGINS)
-    first, second = as_gateway(one), as_gateway(two)
-    published = STEPS * 11 // 24
-    assert first.net_w[:published] == second.net_w[:published]
-    assert first.net_w[published:STEPS] != second.net_w[published:STEPS]
+    day_ahead = one.market.day_ahead.copy()
+    day_ahead[-STEPS:] = 777.0
+    gateway = _Gateway(
+        Scene(one.devices, 20_000, 20_000, Market(one.market.real_time, day_ahead, STEPS), one.load_w, 7, BEGINS)
+    )
+    seen = []
+    for at in range(7 * STEPS, 8 * STEPS):
+        gateway.told(at)
+        slot = gateway.slot(at)
+        expected = gateway.planning.prices.view(slot.begins_ms, slot.step_ms, slot.begins_ms).expected
+        assert expected[0] == day_ahead[at]
+        seen.append((expected[8 * STEPS - at :] == 777).all())
+    assert seen == [False] * 5 + [True] * 7
 
 
 def test_a_walk_alone_is_that_of_the_gateway(report):
