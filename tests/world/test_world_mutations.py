@@ -24,7 +24,7 @@ def scenario(happenings=(), *, serial=None, **settings) -> Scenario:
     for line in happenings:
         name, per_day, least, most = line.split(",")
         chosen[name] = {"per_day": float(per_day), "least": least, "most": most}
-    silent = {name: {"per_day": 0.0} for name in Faults.kinds() if name not in {"tcp", "serial"}}
+    silent = {name: {"per_day": 0.0} for name in Faults.kinds() if name not in {"tcp", "serial", "market_lies"}}
     table = {**quiet, **silent, **chosen, "tcp": {}, "serial": serial or {}}
     return Scenario.model_validate({"faults": table, **settings})
 
