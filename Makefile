@@ -12,7 +12,7 @@ demo: $(VENV)/.demo  ## meters, agent, broker and head-end on this machine, live
 	$(BIN)/energybid demo $(DEMO)
 
 test: $(VENV)/.test debian checks  ## everything that CI runs
-	$(MAKE) worlds WORLDS=120 SITES=12
+	$(MAKE) worlds WORLDS=100 SITES=10
 
 checks: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -20,7 +20,7 @@ checks: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest -q -n auto --dist loadfile $(PYTEST)
+	$(BIN)/coverage run -m pytest -q -n $$(($$(nproc) + 2)) --dist loadfile $(PYTEST) # some wait for real processes
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=90
 

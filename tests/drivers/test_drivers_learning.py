@@ -90,7 +90,7 @@ def maps(draw):
 
 
 @pytest.mark.untraced
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(maps())
 def test_good_values_are_kept_and_later_polls_read_around_with_the_fewest_requests(case):
     quantities, most, forbidden = case

@@ -177,7 +177,9 @@ def test_a_changed_entry_is_lost_and_foreign(copies: tuple[Path, Path]) -> None:
 
 def test_a_reading_stored_twice_is_duplicated(copies: tuple[Path, Path]) -> None:
     def change(database: apsw.Connection, rows: list[tuple[int, int, bytes]]) -> None:
-        database.execute("INSERT INTO entry VALUES (?, ?, ?)", (rows[0][0], rows[-1][1] + 1, rows[0][2]))
+        epoch, _, canonical = rows[0]
+        end = database.execute("SELECT max(sequence) + 1 FROM entry WHERE epoch = ?", (epoch,)).get
+        database.execute("INSERT INTO entry VALUES (?, ?, ?)", (epoch, end, canonical))
 
     tamper(copies[1], change)
     found = compare(*copies)
