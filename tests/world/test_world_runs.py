@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +42,24 @@ def test_several_worlds_in_several_processes_are_the_same_as_one_by_one():
     assert together["traces"].keys() == {"5", "6"}
     assert simulate(6, 0.05, small(Faults())).trace == together["traces"]["6"]
     assert together["traces"]["5"] != together["traces"]["6"]
+
+
+def test_ctrl_c_says_what_was_done_until_then():
+    """On a terminal, where a line tells how far it is."""
+    master, terminal = pty.openpty()
+    arguments = ["simulate", "world", "--seeds", "90", "--days", "0.02", "--jobs", "2", "--json"]
+    with subprocess.Popen(
+        [ENERGYBID, *arguments], stdout=subprocess.PIPE, stderr=terminal, start_new_session=True
+    ) as process:
+        os.close(terminal)
+        shown = b""
+        while b"of 90 worlds, 0 failed, " not in shown:
+            shown += os.read(master, 4096)
+        os.killpg(process.pid, signal.SIGINT)
+        found = json.loads(process.stdout.read())
+    os.close(master)
+    assert process.returncode == exit_codes.INTERRUPTED
+    assert 0 < found["seeds"] < 90
 
 
 def test_nothing_happens_where_nothing_may():

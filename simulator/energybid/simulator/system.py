@@ -265,9 +265,10 @@ def in_processes(function: Callable[[T], R], tasks: Sequence[T], jobs: int) -> I
     if jobs == 1:
         yield from map(function, tasks)
         return
-    at_once = TASKS_EACH * jobs
+    at_once, spawned = TASKS_EACH * jobs, multiprocessing.get_context("spawn")
+    ignore = signal.SIGINT, signal.SIG_IGN  # Ctrl-C reaches all of a terminal's processes; this one ends the others
     for at in range(0, len(tasks), at_once):
-        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(jobs, spawned, initializer=signal.signal, initargs=ignore) as pool:
             yield from pool.map(function, tasks[at : at + at_once])
 
 
