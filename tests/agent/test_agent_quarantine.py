@@ -218,6 +218,19 @@ def test_flips_anywhere_are_survived(tmp_path):
     assert not [error for error in told if isinstance(error, JournalDamagedError)]
 
 
+def test_a_text_that_is_no_text_any_more_is_damage(tmp_path):
+    """One bit of the origin's name in the epoch's row: SQLite hands it on, and it is no UTF-8."""
+    path = tmp_path / "j"
+    write(path, commits=3)
+    database = apsw.Connection(str(path))
+    database.execute("UPDATE epoch SET origin = CAST(? AS TEXT)", (b"demo/gw-\xb1",))
+    database.close()
+    journal = reopen(path)
+    assert len(quarantines(RealDisk(), str(path))) == 1
+    journal.check()
+    journal.close()
+
+
 @pytest.mark.parametrize("value", [None, "text", 7, b"\x80"])
 @pytest.mark.parametrize(
     ("table", "column"),

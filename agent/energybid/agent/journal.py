@@ -474,7 +474,7 @@ class Journal:
         """Whatever is wrong with the file is a JournalError that names it, by what is to be done about it."""
         try:
             yield
-        except (apsw.Error, EvidenceError) as error:
+        except (apsw.Error, EvidenceError, UnicodeDecodeError) as error:  # the last: a text that was changed
             raise judged(error)(f"{self.path}: {what and what + ': '}{error}") from error
 
     def usage(self, wal_bytes: int) -> Usage:
@@ -599,6 +599,6 @@ def judged(error: Exception) -> type[JournalError]:
         return JournalDamagedError
     if isinstance(error, (apsw.FullError, apsw.ReadOnlyError, apsw.IOError, apsw.CantOpenError)):
         return JournalStalledError
-    if isinstance(error, (apsw.CorruptError, apsw.NotADBError, EvidenceError)):
+    if isinstance(error, (apsw.CorruptError, apsw.NotADBError, EvidenceError, UnicodeDecodeError)):
         return JournalDamagedError
     return JournalError

@@ -245,7 +245,7 @@ def _tolerated(ask: Callable[[], T]) -> T | None:
     """The answer, or None where the damage is in its way."""
     try:
         return ask()
-    except (apsw.Error, EvidenceError, JournalError):
+    except (apsw.Error, EvidenceError, JournalError, UnicodeDecodeError):
         return None
 
 
