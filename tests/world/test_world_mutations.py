@@ -13,7 +13,7 @@ from energybid.headend.ledger import Ledger
 from energybid.headend.store import Store
 from energybid.simulator.world import watch
 from energybid.simulator.world.scenario import Faults, Scenario
-from energybid.simulator.world.world import simulate
+from energybid.simulator.world.world import World, simulate
 
 
 def scenario(happenings=(), *, serial=None, **settings) -> Scenario:
@@ -267,3 +267,17 @@ def test_stopped_a_world_that_falls_apart_names_its_seed(monkeypatch):
     assert outcome.seed == 7
     assert [violation.invariant for violation in outcome.violations] == ["stopped"]
     assert outcome.recent
+
+
+def test_a_kill_that_has_not_come_when_the_trouble_ends_does_not_come(monkeypatch):
+    """Else it came at the stop, and what was not sent yet stayed in the journal."""
+    calm, fuses = World._calm, []
+
+    def looked(self):
+        fuses.extend(gateway.service.life.fuse for gateway in self.gateways)
+        calm(self)
+
+    monkeypatch.setattr(World, "_calm", looked)
+    for seed in range(1, 5):
+        simulate(seed, 0.01, scenario(["agent_killed,4000,1 s,1 s"]))
+    assert fuses == [0, 0, 0, 0]

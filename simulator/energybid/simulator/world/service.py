@@ -85,7 +85,7 @@ class Service:
         over.set_result(None)
 
     def burn(self, steps: int) -> None:
-        """Kill it so many steps from now."""
+        """Kill it so many steps from now; 0: not at all."""
         if self.life is not None and self.life.alive:
             self.life.fuse = steps
 

@@ -136,6 +136,7 @@ class Trouble:
         self._utility.fail_syncs(0)
         for gateway in self._gateways:
             gateway.disk.cut_after = 0
+            gateway.service.burn(0)  # a kill that has not come yet would come in the calm, or at the stop
             gateway.fail_reads(0)
             gateway.fail_syncs(0)
             gateway.break_disk(DiskState.FINE)
