@@ -22,11 +22,12 @@ from energybid.agent.memory import Memory
 from energybid.agent.opening import open_recorder
 from energybid.agent.polling import BusPoller
 from energybid.agent.status import agent_status, write_status
-from energybid.agent.upload import Uploader, weightiest
+from energybid.agent.upload import Uploader
 from energybid.core import exit_codes
 from energybid.core.cose import PrivateKey, PublicKey
 from energybid.core.errors import EnergybidError, EvidenceError, JournalDamagedError, JournalError, RollbackError
 from energybid.core.quantities import ClockState
+from energybid.sync.connection import weightiest
 from energybid.sync.topics import topics_for
 
 if TYPE_CHECKING:

@@ -39,6 +39,7 @@ from energybid.core.log import Salts
 from energybid.core.ports import Message, Platform, Uplink
 from energybid.sync.batch import BatchTooLargeError, encode_batch
 from energybid.sync.columns import Memory
+from energybid.sync.connection import weightiest
 from energybid.sync.topics import Topics
 
 if TYPE_CHECKING:
@@ -486,9 +487,3 @@ class Window:
         """No receipt in time: begin again, more patiently, for the head-end may be away for long."""
         self.rewind(size)
         self.patience_s = min(2 * self.patience_s, PATIENCE_MAX_S)
-
-
-def weightiest(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one exception of a task group that decides what happens next."""
-    leaves = [weightiest(e) if isinstance(e, BaseExceptionGroup) else e for e in group.exceptions]
-    return next((error for error in leaves if not isinstance(error, UplinkDownError)), leaves[0])

@@ -7,7 +7,7 @@ Whatever stands in a file is either signed, hashed into what is signed, or has o
 file is refused.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from energybid.core import cbor, cose
@@ -242,18 +242,14 @@ def verify_reading(proof: ReadingProof, key_for: KeyFor, *, ignore_receipt: bool
     Raises:
         EvidenceError: Something does not check; the message says what.
     """
-    kid, checkpoint = _checkpoint(proof.checkpoint, key_for)
-    message = None if ignore_receipt else proof.receipt
-    receipt_kid, receipt = _receipt(message, checkpoint, kid, key_for)
-    for entry in (proof.declaration, proof.reading):
-        verify_inclusion(leaf_hash(entry.canonical), entry.sequence, checkpoint.size, entry.path, checkpoint.root)
+    signed = _signed_tree(proof, key_for, (proof.declaration, proof.reading), ignore_receipt=ignore_receipt)
     reading, declaration = explained(
         parse(proof.reading.canonical)[1],
         proof.reading.sequence,
         parse(proof.declaration.canonical)[1],
         proof.declaration.sequence,
     )
-    return ProvenReading(checkpoint, kid, receipt, receipt_kid, proof.reading.sequence, reading, declaration)
+    return ProvenReading(*signed, proof.reading.sequence, reading, declaration)
 
 
 def verify_entry(proof: EntryProof, key_for: KeyFor, *, ignore_receipt: bool = False) -> ProvenEntry:
@@ -267,12 +263,20 @@ def verify_entry(proof: EntryProof, key_for: KeyFor, *, ignore_receipt: bool = F
     Raises:
         EvidenceError: Something does not check; the message says what.
     """
+    signed = _signed_tree(proof, key_for, (proof.entry,), ignore_receipt=ignore_receipt)
+    return ProvenEntry(*signed, proof.entry.sequence, parse(proof.entry.canonical)[1])
+
+
+def _signed_tree(
+    proof: ReadingProof | EntryProof, key_for: KeyFor, entries: Sequence[Disclosed], *, ignore_receipt: bool
+) -> tuple[Checkpoint, bytes, Receipt | None, bytes | None]:
+    """The signed tree that these entries are leaves of: checkpoint, key, receipt, key."""
     kid, checkpoint = _checkpoint(proof.checkpoint, key_for)
     message = None if ignore_receipt else proof.receipt
     receipt_kid, receipt = _receipt(message, checkpoint, kid, key_for)
-    sequence, canonical, path = proof.entry
-    verify_inclusion(leaf_hash(canonical), sequence, checkpoint.size, path, checkpoint.root)
-    return ProvenEntry(checkpoint, kid, receipt, receipt_kid, sequence, parse(canonical)[1])
+    for entry in entries:
+        verify_inclusion(leaf_hash(entry.canonical), entry.sequence, checkpoint.size, entry.path, checkpoint.root)
+    return checkpoint, kid, receipt, receipt_kid
 
 
 def verify_continuation(proof: ConsistencyProof, key_for: KeyFor) -> ProvenConsistency:

@@ -14,11 +14,12 @@ from typing import Protocol
 from energybid.core.errors import UplinkDownError
 from energybid.core.ports import Message, Offload, Uplink, UplinkSettings
 from energybid.headend.ledger import Ledger, Outgoing
+from energybid.sync.connection import keep_connected, weightiest
 from energybid.sync.topics import every
 
 logger = logging.getLogger("energybid.headend")
 
-RECONNECT_MIN_S, RECONNECT_MAX_S = 1.0, 60.0
+RECONNECT_MAX_S = 60.0
 TRANSACTION_MAX, TRANSACTION_BYTES_MAX = 64, 1 << 20
 """Most batches, and about the most bytes, that share one transaction."""
 PUBLISH_MAX = 32
@@ -65,16 +66,13 @@ class Receiver:
         Raises:
             JournalError: The database failed: stop, and let the service manager start anew.
         """
-        wait_s = RECONNECT_MIN_S
-        while True:
-            try:
-                async with self._world.connect_uplink(self._settings) as uplink:
-                    wait_s = RECONNECT_MIN_S
-                    await self._connection(uplink)
-            except UplinkDownError as error:
-                self._say(f"{error}; trying again")
-            await asyncio.sleep(self._world.random.uniform(0, wait_s))  # full jitter
-            wait_s = min(2 * wait_s, RECONNECT_MAX_S)
+        await keep_connected(
+            lambda: self._world.connect_uplink(self._settings),
+            self._connection,
+            lambda error: self._say(f"{error}; trying again"),
+            random=self._world.random,
+            wait_max_s=RECONNECT_MAX_S,
+        )
 
     async def _connection(self, uplink: Uplink) -> None:
         self._queue = asyncio.Queue(TRANSACTION_MAX)
@@ -83,7 +81,7 @@ class Receiver:
                 tasks.create_task(self._take(uplink))
                 tasks.create_task(self._serve(uplink))
         except ExceptionGroup as group:
-            raise _gravest(group) from group
+            raise weightiest(group) from group
         finally:
             self.connected.clear()
 
@@ -125,9 +123,3 @@ class Receiver:
             self._world.notify(f"STATUS={text or 'connected'}")
             if text:
                 logger.warning("%s", text)
-
-
-def _gravest(group: ExceptionGroup[Exception]) -> Exception:
-    """What the connection ended with: anything else weighs more than a lost connection."""
-    lost = [error for error in group.exceptions if isinstance(error, UplinkDownError)]
-    return next((error for error in group.exceptions if error not in lost), group.exceptions[0])

@@ -21,10 +21,10 @@ from energybid.agent.market.messages import MessageLog
 from energybid.agent.market.outbox import Letter, Outbox
 from energybid.agent.market.session import RESTART_S, Session
 from energybid.agent.rounds import Rounds
-from energybid.agent.upload import weightiest
 from energybid.core.cose import PrivateKey, PublicKey
 from energybid.core.entries import MarketKind
 from energybid.core.errors import JournalError, JournalStalledError
+from energybid.sync.connection import weightiest
 from energybid.sync.topics import market_topics, topics_for
 
 if TYPE_CHECKING:

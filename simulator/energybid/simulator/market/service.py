@@ -15,11 +15,12 @@ from energybid.core.errors import UplinkDownError
 from energybid.core.ports import Message, Offload, Uplink, UplinkSettings
 from energybid.simulator.market.operator import Event, Operator
 from energybid.simulator.market.store import Letter, Store
+from energybid.sync.connection import keep_connected, weightiest
 from energybid.sync.topics import every
 
 logger = logging.getLogger("energybid.market")
 
-RECONNECT_MIN_S, RECONNECT_MAX_S = 0.5, 30.0
+RECONNECT_MAX_S = 30.0
 LOOK_S = 5.0
 """A wall clock that may be set is looked at so often."""
 QUEUE_MAX, AT_ONCE = 32_768, 256
@@ -130,16 +131,13 @@ class Service:
     # ------------------------------------------------------------ the connection
 
     async def _connect(self) -> None:
-        wait_s = RECONNECT_MIN_S
-        while True:
-            try:
-                async with self._world.connect_uplink(self._settings) as uplink:
-                    wait_s = RECONNECT_MIN_S
-                    await self._connection(uplink)
-            except UplinkDownError as error:
-                self._say(f"{error}; trying again")
-            await asyncio.sleep(self._world.random.uniform(0, wait_s))  # full jitter
-            wait_s = min(2 * wait_s, RECONNECT_MAX_S)
+        await keep_connected(
+            lambda: self._world.connect_uplink(self._settings),
+            self._connection,
+            lambda error: self._say(f"{error}; trying again"),
+            random=self._world.random,
+            wait_max_s=RECONNECT_MAX_S,
+        )
 
     async def _connection(self, uplink: Uplink) -> None:
         await self._world.offload(self._store.resend)
@@ -149,7 +147,7 @@ class Service:
                 tasks.create_task(self._take(uplink))
                 tasks.create_task(self._send(uplink))
         except ExceptionGroup as group:
-            raise _gravest(group) from group
+            raise weightiest(group) from group
         finally:
             self.connected.clear()
 
@@ -181,9 +179,3 @@ class Service:
         if text != self._said:
             self._said = text
             logger.info("%s", text)
-
-
-def _gravest(group: ExceptionGroup[Exception]) -> Exception:
-    """What the connection ended with: anything else weighs more than a lost connection."""
-    lost = [error for error in group.exceptions if isinstance(error, UplinkDownError)]
-    return next((error for error in group.exceptions if error not in lost), group.exceptions[0])
