@@ -24,7 +24,7 @@ from energybid.agent.proxies import ProxyModel, control_faults
 from energybid.core.cose import PrivateKey, PublicKey
 from energybid.core.errors import ConfigurationError
 from energybid.core.ports import BusPlan, Endpoint, MeterPlan, TcpEndpoint, Will
-from energybid.core.settings import Duration, Settings, Size, parse_toml
+from energybid.core.settings import Duration, Settings, Size, file_bytes, parse_toml
 from energybid.drivers.planner import Cost, bus_cost, tcp_cost
 from energybid.drivers.profile import Group, LoadedProfile, compile_profile, load_profile
 from energybid.drivers.tls import client_context
@@ -215,10 +215,7 @@ def load_cabinet(path: Path) -> Cabinet:
 
 
 def _planner(path: Path) -> "_Planner":
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError([f"{path}: {error.strerror}: write one as the README shows"]) from None
+    data = file_bytes(path, "write one as the README shows")
     return _Planner(path, data, parse_toml(str(path), data, GatewayFile))
 
 

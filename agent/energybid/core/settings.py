@@ -8,6 +8,7 @@ import reprlib
 import tomllib
 from decimal import Decimal
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -80,6 +81,32 @@ Energy = Annotated[int, BeforeValidator(partial(_amount, unit="Wh"))]
 """Watt-hours, whole; written "500 Wh", "13.5 kWh"."""
 TimeOfDay = Annotated[int, BeforeValidator(_time_of_day)]
 """Minutes after midnight; written "07:30"."""
+
+
+def read_toml(path: Path, model: type[S], advice: str = "") -> S:
+    """Read and check a TOML file from the disk.
+
+    Args:
+        path: Where it is.
+        model: What it must be.
+        advice: What to do where it can not be read.
+
+    Raises:
+        ConfigurationError: Every fault in it, or that it can not be read.
+    """
+    return parse_toml(str(path), file_bytes(path, advice), model)
+
+
+def file_bytes(path: Path, advice: str = "") -> bytes:
+    """What a configuration file holds.
+
+    Raises:
+        ConfigurationError: It can not be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError([": ".join(filter(None, (str(path), error.strerror, advice)))]) from None
 
 
 def parse_toml(source: str, data: bytes, model: type[S]) -> S:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from energybid.core.errors import ConfigurationError
-from energybid.core.settings import Duration, Settings, parse_toml
+from energybid.core.settings import Duration, Settings, read_toml
 from energybid.simulator.config_assets import AssetModel
 from energybid.simulator.faults import UNIT_MAX, Fault, FaultSource
 from energybid.simulator.meters import load_model
@@ -305,8 +305,4 @@ def load_bus_file(path: Path) -> BusFile:
     Raises:
         ConfigurationError: Every fault in it.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError([f"{path}: {error.strerror}: write one as simulator/README.md shows"]) from None
-    return parse_toml(str(path), data, BusFile)
+    return read_toml(path, BusFile, "write one as simulator/README.md shows")

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from energybid.core.cose import PrivateKey, PublicKey
 from energybid.core.errors import ConfigurationError
 from energybid.core.ports import UplinkSettings
-from energybid.core.settings import Duration, Settings, parse_toml
+from energybid.core.settings import Duration, Settings, read_toml
 from energybid.headend.ledger import Registration
 from energybid.sync.settings import UplinkModel
 from energybid.sync.topics import checked
@@ -107,11 +107,7 @@ def database_path(path: Path) -> Path:
 
 
 def _read(path: Path) -> HeadendFile:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError([f"{path}: {error.strerror}"]) from None
-    return parse_toml(str(path), data, HeadendFile)
+    return read_toml(path, HeadendFile)
 
 
 def _private(base: Path, name: str, faults: list[str]) -> PrivateKey | None:

@@ -17,7 +17,7 @@ from energybid.core.cose import PrivateKey, PublicKey
 from energybid.core.errors import ConfigurationError
 from energybid.core.ports import UplinkSettings
 from energybid.core.quantities import Obis
-from energybid.core.settings import Duration, Power, Settings, parse_toml
+from energybid.core.settings import Duration, Power, Settings, read_toml
 from energybid.simulator.market.series import DAY_MS, HOUR_MS, MadeUp, Scaled, parse_csv
 from energybid.simulator.market.terms import Member, Rest, Terms
 from energybid.sync.bundle import EVENTS_MAX
@@ -240,11 +240,7 @@ def read_file(path: Path) -> MarketFile:
     Raises:
         ConfigurationError: Every fault in it.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError([f"{path}: {error.strerror}: write one as simulator/README.md shows"]) from None
-    return parse_toml(str(path), data, MarketFile)
+    return read_toml(path, MarketFile, "write one as simulator/README.md shows")
 
 
 def _terms(file: MarketFile, base: Path) -> Terms:

@@ -9,7 +9,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from energybid.core.errors import ConfigurationError
-from energybid.core.settings import Duration, Settings, parse_toml
+from energybid.core.settings import Duration, Settings, read_toml
 from energybid.simulator.config import FaultsModel, Rate
 
 PROFILES_TCP = ["schneider-iem3155", "carlo-gavazzi-em340"]
@@ -296,8 +296,4 @@ def load_scenario(path: Path) -> Scenario:
     Raises:
         ConfigurationError: Every fault in it.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError([f"{path}: {error.strerror}"]) from None
-    return parse_toml(str(path), data, Scenario)
+    return read_toml(path, Scenario)
