@@ -187,6 +187,14 @@ def test_what_gives_no_baseline(event, says):
         compute(parse(text_of("pjm-high-4-of-5")), event, {})
 
 
+def test_a_schedule_is_compared_with_no_other_time_and_may_have_intervals_of_seconds():
+    rules, begins_ms = parse(text_of("none")), ms("2026-08-12T15:00Z")
+    assert compute(rules, Event(begins_ms, 20_000, 2), {}, schedule_w=1_800).wh == (10, 10)
+    for odd_ms in (20_500, 7_000, 0, 500):
+        with pytest.raises(BaselineError, match="whole seconds that divide the hour"):
+            compute(rules, Event(begins_ms, odd_ms, 1), {})
+
+
 def test_windows_are_filled_by_whole_intervals():
     text = text_of("meter-before-meter-after").replace(b"before_min = 60", b"before_min = 20")
     with pytest.raises(BaselineError, match="15 min do not fill"):

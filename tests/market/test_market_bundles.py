@@ -157,11 +157,23 @@ def test_what_is_marked_is_not_lost_between_the_boundaries(tmp_path, mark, at_ms
 
 
 @pytest.mark.parametrize(
-    ("minutes", "interval"), [(1, 1), (5, 5), (7, 1), (15, 15), (30, 30), (45, 15), (60, 60), (240, 60)]
+    ("minutes", "interval"),
+    [
+        (1, 1),
+        (5, 5),
+        (7, 1),
+        (15, 15),
+        (30, 30),
+        (45, 15),
+        (60, 60),
+        (240, 60),
+        (1 / 3, 1 / 3),
+        (1.5, 1.5),
+        (7 / 6, 1 / 6),
+    ],
 )
 def test_the_usual_interval(minutes, interval):
-    assert usual_interval_ms(minutes * 60_000) == interval * 60_000
-    assert usual_interval_ms(minutes * 60_000 + 1) == minutes * 60_000 + 1
+    assert usual_interval_ms(round(minutes * 60_000)) == round(interval * 60_000)
 
 
 # ---------------------------------------------------------------- bundles

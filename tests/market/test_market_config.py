@@ -105,8 +105,10 @@ FAULTS = {
     "bounds that exclude each other": ("most_price = 200", "most_price = -11", "least_price: is above most_price"),
     "no time to bid": ('gate = "2 min"', 'gate = "20 min"', "announce: must be more than gate"),
     "half a second": ('every = "30 min"', 'every = "1800500 ms"', "whole seconds"),
-    "what can not be settled": ('every = "30 min"', 'every = "90 s"', "only whole minutes are settled"),
-    "a bad interval": ('gate = "2 min"', 'gate = "2 min"\ninterval = "7 min"', "whole minutes that divide"),
+    "what can not be settled": ('every = "30 min"', 'every = "7000 s"\ninterval = "7 s"', "whole seconds that divide"),
+    "a bad interval": ('gate = "2 min"', 'gate = "2 min"\ninterval = "7 min"', "interval: must divide the round"),
+    "seconds of other days": ('programme = "rules.toml"', 'programme = "ercot-middle-8-of-10"\ninterval = "20 s"',
+                              "round.interval: .* whole minutes that divide the hour are wanted, to settle by ercot"),
     "an odd speed": ("speed = 60", "speed = 7", "must divide the hour"),
     "a market without a tenant": ('name = "demo/power"', 'name = "power"', "write tenant/market"),
     "a register": ('exports = "1-0:2.8.1"', 'exports = "2.8.1"', "is not an OBIS code"),
@@ -127,6 +129,11 @@ def test_what_is_wrong_is_named(folder, what):
     assert before in WHOLE
     with pytest.raises(ConfigurationError, match=says):
         load(folder, WHOLE.replace(before, after, 1))
+
+
+def test_a_schedule_may_be_settled_by_seconds(folder):
+    text = WHOLE.replace('every = "30 min"', 'every = "20 s"').replace('gate = "2 min"', 'gate = "5 s"')
+    assert load(folder, text).terms.interval_ms == 20_000
 
 
 def test_a_file_that_is_not_there(folder):

@@ -61,6 +61,7 @@ class Site:
 [gateway]
 tenant = "demo"
 id = "gw-1"
+trust_clock = true
 [keys]
 log = "log.pem"
 headend = "headend.pub.pem"

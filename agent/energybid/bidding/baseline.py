@@ -29,7 +29,7 @@ from energybid.bidding.calendar_days import MINUTE_MS, is_holiday
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-HOUR_MS = 3_600_000
+SECOND_MS, HOUR_MS = 1_000, 3_600_000
 INTERVALS_MAX = 1_440
 """Most intervals of an event."""
 
@@ -52,7 +52,7 @@ class Event(NamedTuple):
 
     begins_ms: int
     interval_ms: int
-    """A whole number of minutes that divides the hour."""
+    """A whole number of minutes that divides the hour; of seconds for a programme that asks for no other time."""
     number: int
 
     @property
@@ -123,7 +123,7 @@ def compute(
     Raises:
         BaselineError: Too few days, data missing on the event day, or intervals that do not fit the programme.
     """
-    _check(event)
+    _check(programme, event)
     if programme.method is Method.SCHEDULE:
         each = Fraction(schedule_w * event.interval_ms, HOUR_MS)
         return Baseline((), (), (each,) * event.number, None, (round(each),) * event.number)
@@ -135,7 +135,7 @@ def compute(
 
 def needed(programme: Programme, event: Event, events: Iterable[date] = ()) -> list[int]:
     """Beginnings of all intervals that ``compute`` may look at, in order: those of the event, and the baseline's."""
-    _check(event)
+    _check(programme, event)
     wanted = set(event.intervals)
     if programme.windows is not None:
         wanted |= set(_around(event, programme.windows))
@@ -151,9 +151,20 @@ def kind_of(programme: Programme, day: date) -> Kind:
     return Kind.HOLIDAY if is_holiday(programme.calendar, day) else Kind.WEEKDAY
 
 
-def _check(event: Event) -> None:
-    if event.interval_ms < MINUTE_MS or event.interval_ms % MINUTE_MS or HOUR_MS % event.interval_ms:
-        raise BaselineError(f"an interval of {event.interval_ms} ms: whole minutes that divide the hour are wanted")
+def fits(programme: Programme, interval_ms: int) -> str:
+    """Why a programme knows no intervals of a length; empty where it does.
+
+    Other days are compared by what the clock on the wall shows, in minutes. Who asks for none may settle by seconds.
+    """
+    unit_ms, unit = (SECOND_MS, "seconds") if programme.method is Method.SCHEDULE else (MINUTE_MS, "minutes")
+    if interval_ms < unit_ms or interval_ms % unit_ms or HOUR_MS % interval_ms:
+        return f"an interval of {interval_ms} ms: whole {unit} that divide the hour are wanted"
+    return ""
+
+
+def _check(programme: Programme, event: Event) -> None:
+    if fault := fits(programme, event.interval_ms):
+        raise BaselineError(fault)
     if event.begins_ms % event.interval_ms or not 0 < event.number <= INTERVALS_MAX:
         raise BaselineError("the event does not begin and end with intervals, or is too long")
 

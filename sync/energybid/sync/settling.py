@@ -7,11 +7,11 @@ that it makes: both take the same entries. Pure: histories are ports, given anew
 from __future__ import annotations
 
 from contextlib import suppress
+from math import gcd
 from typing import TYPE_CHECKING, NamedTuple
 
-from energybid.bidding.baseline import Baseline, needed
+from energybid.bidding.baseline import HOUR_MS, Baseline, needed
 from energybid.bidding.baseline_rules import parse as parse_programme
-from energybid.bidding.calendar_days import MINUTE_MS
 from energybid.core.entries import MarketKind, MarketReason
 from energybid.core.errors import EvidenceError
 from energybid.core.quantities import Obis
@@ -92,9 +92,8 @@ def usual_inputs(made: Round, meter: str, *, programme: bytes, events: tuple[dat
 
 
 def usual_interval_ms(duration_ms: int) -> int:
-    """The longest interval of whole minutes that divides the hour and fills a round; of none, the whole round."""
-    minutes = (length for length in range(60, 0, -1) if 60 % length == 0 and duration_ms % (length * MINUTE_MS) == 0)
-    return next((length * MINUTE_MS for length in minutes), duration_ms)
+    """The longest interval that divides the hour and fills a round."""
+    return gcd(duration_ms, HOUR_MS)
 
 
 class Messages(NamedTuple):

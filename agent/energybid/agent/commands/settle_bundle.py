@@ -14,6 +14,7 @@ from energybid.agent.config import load_plan
 from energybid.agent.databases import histories, opened
 from energybid.agent.moments import moment_text
 from energybid.bidding import baseline_rules
+from energybid.bidding.baseline import SECOND_MS
 from energybid.bidding.calendar_days import MINUTE_MS
 from energybid.core.cose import PrivateKey, PublicKey
 from energybid.core.entries import Declaration, MarketKind
@@ -238,7 +239,8 @@ class _Maker:
         """Inputs that a market may have used, the likeliest first."""
         programme = self._programme(made)
         usual = usual_interval_ms(made.duration_ms)
-        shorter = [usual // part for part in range(1, 61) if usual % part == 0 and usual // part % MINUTE_MS == 0]
+        unit_ms = SECOND_MS if usual % MINUTE_MS else MINUTE_MS
+        shorter = [usual // part for part in range(1, 61) if usual % part == 0 and usual // part % unit_ms == 0]
         for meter in self._logs:
             asked = usual_inputs(made, meter, programme=programme, events=self._events())
             for interval_ms in shorter or [usual]:

@@ -11,7 +11,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from energybid.bidding import baseline_rules
+from energybid.bidding import baseline, baseline_rules
+from energybid.bidding.baseline_rules import Programme
 from energybid.bidding.curve import STEPS_MAX, TICKS_MAX
 from energybid.core.cose import PrivateKey, PublicKey
 from energybid.core.errors import ConfigurationError
@@ -94,8 +95,9 @@ class RoundModel(Settings):
     pricing: Literal["uniform", "as-bid"] = "uniform"
     programme: PathText = "none"
     """Baseline: the name of one that comes with the program, or the path of a TOML file."""
-    interval: Duration | None = Field(None, ge=60, le=3_600)
-    """Of settlement; without it as long as fits the round, at most 15 minutes."""
+    interval: Duration | None = Field(None, ge=1, le=3_600)
+    """Of settlement; without it as long as fits the round, at most 15 minutes. Whole minutes that divide the hour, or
+    seconds where the baseline is the bid's schedule."""
     settle_every: Duration = Field(5.0, ge=0.1, le=3_600)
     """How often it is looked whether the readings of a round are there,"""
     settle_within: Duration = Field(86_400.0, ge=1, le=30 * 86_400)
@@ -109,8 +111,8 @@ class RoundModel(Settings):
             raise ValueError("announce: must be more than gate, for there to be time to bid")
         if self.every % 1:
             raise ValueError("every: whole seconds are wanted")
-        if self.interval and (self.every % self.interval or 3_600 % self.interval or self.interval % 60):
-            raise ValueError("interval: whole minutes that divide the hour and the round are wanted")
+        if self.interval and self.every % self.interval:
+            raise ValueError("interval: must divide the round")
         if self.least_price > self.most_price:
             raise ValueError("least_price: is above most_price")
         return self
@@ -187,8 +189,6 @@ class MarketFile(Settings):
         twice = [origin for origin, count in counts.items() if count > 1]
         if twice:
             raise ValueError(f"gateway: listed more than once: {', '.join(twice)}")
-        if self.market.headend is not None and self.round.every % 60:
-            raise ValueError("round.every: only whole minutes are settled; leave market.headend out for others")
         return self
 
 
@@ -246,6 +246,10 @@ def read_file(path: Path) -> MarketFile:
 def _terms(file: MarketFile, base: Path) -> Terms:
     rules, rest = file.round, file.rest
     programme, programme_file = _programme(base, rules.programme)
+    fault = baseline.fits(programme, rules.interval_ms())
+    if fault and file.market.headend is not None:
+        where = "every" if rules.interval is None else "interval"
+        raise ConfigurationError([f"round.{where}: {fault}, to settle by {programme.name}"])
     least, most = (_ticks(price, rules.decimals) for price in (rules.least_price, rules.most_price))
     return Terms(
         name=file.market.name,
@@ -257,7 +261,7 @@ def _terms(file: MarketFile, base: Path) -> Terms:
         least_ticks=least,
         most_ticks=most,
         pricing=Pricing.UNIFORM if rules.pricing == "uniform" else Pricing.AS_BID,
-        programme=programme,
+        programme=programme.name,
         programme_file=programme_file,
         interval_ms=rules.interval_ms(),
         prices=_prices(file.prices, base),
@@ -278,11 +282,11 @@ def _ticks(price: Decimal, decimals: int) -> int:
     return min(max(int(price.scaleb(decimals)), -TICKS_MAX), TICKS_MAX)
 
 
-def _programme(base: Path, name: str) -> tuple[str, bytes]:
-    """(Name, file) of a baseline's programme."""
+def _programme(base: Path, name: str) -> tuple[Programme, bytes]:
+    """A baseline's programme, and its file."""
     try:
         data = (base / name).read_bytes() if name.endswith(".toml") else baseline_rules.text_of(name)
-        return baseline_rules.parse(data).name, data
+        return baseline_rules.parse(data), data
     except OSError as error:
         raise ConfigurationError([f"round.programme: {base / name}: {error.strerror}"]) from None
     except ValueError as error:
