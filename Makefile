@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-DEBIAN := mbpoll mosquitto openssl systemd shellcheck
+DEBIAN := mbpoll mosquitto mosquitto-clients openssl shellcheck systemd udev
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test lint types checks bench test-boot test-power soak clean
@@ -20,7 +20,7 @@ checks: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest -q -n $$(($$(nproc) + 2)) --dist loadfile $(PYTEST) # some wait for real processes
+	$(BIN)/coverage run -m pytest -q -n $$(($$(nproc) + 2)) --dist loadfile --no-loadscope-reorder $(PYTEST) # some wait for real processes
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=90
 
