@@ -76,7 +76,7 @@ def measure(minutes: int, rounds: int) -> str:
         planned = planner.plan(made, [(str(n), asset) for n, asset in enumerate(assets)], 800, begins_ms)
         planned.split(planned.schedule_w)
 
-    learner = planner._planning.prices
+    learner = planner.planning.prices
     for number in range(days):
         first = 288 * number
         if number >= 2:

@@ -152,7 +152,7 @@ def test_no_export_where_none_is_allowed():
     made = backtest(scene(SITE.replace('export_limit = "20 kW"', 'export_limit = "0 W"') + BATTERY, days=10))
     assert made.loads_known.outside_wh == pytest.approx(0, abs=20)
     assert min(made.loads_known.net_w) > -1
-    assert made.regret["load not known"] != 0
+    assert made.regret["load and weather not known"] != 0
 
 
 def test_nothing_is_known_of_what_is_to_come():
@@ -300,7 +300,7 @@ def test_the_command_prints_facts(tmp_path, capsys):
     assert run([*given, "--json", "--temperature", given[3], "--sun", given[3]]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["cost"]["foresight"] <= facts["cost"]["bid"] + 1e-4
-    assert set(facts["regret"]) == {"prices not known", "load not known"}
+    assert set(facts["regret"]) == {"prices not known", "load and weather not known"}
     assert facts["cost"]["bid"] > alone["cost"]["bid"], "the load costs"
 
 

@@ -119,7 +119,7 @@ def test_what_is_damaged_is_learned_anew(taught, kind, caplog):
         with caplog.at_level(logging.WARNING, "energybid.market"):
             again.restore(each)
         assert f"{kind}: what was learned is not taken up" in caplog.text
-        other = {"prices": again._planning.loads.today, "loads": again._planning.prices.model}[kind]
+        other = {"prices": again.planning.loads.today, "loads": again.planning.prices.model}[kind]
         assert other is not None, "the rest is taken up"
         plan(again, base_w=100)
 
@@ -130,5 +130,5 @@ def test_what_was_learned_elsewhere_is_learned_anew(taught, caplog):
         again.restore(taught.state())
     assert "it is of demo/power, not of demo/other" in caplog.text
     assert "it is of Europe/Berlin" in caplog.text
-    assert again._planning.prices.model is None
+    assert again.planning.prices.model is None
     SitePlanner("demo/power", 1, 1).restore({})

@@ -261,7 +261,7 @@ def test_without_a_forecast_the_load_of_now_goes_on():
 
 
 def test_days_are_those_of_the_sites_clock():
-    loads = LoadBook("Europe/Berlin", temperature=lambda day: float(day.day))
+    loads = LoadBook("Europe/Berlin", temperature=lambda begins_ms, ends_ms: (ends_ms - begins_ms) / HOUR_MS)
     begin = dt.datetime(2024, 3, 30, 23, tzinfo=dt.UTC)  # the day that has no hour from two to three
     for n in range(46):
         loads.seen(int((begin + dt.timedelta(minutes=30 * n)).timestamp() * 1000), float(n))

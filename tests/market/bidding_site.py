@@ -12,7 +12,7 @@ from energybid.agent.journal import Journal
 from energybid.agent.market.bidder import Bidder
 from energybid.agent.market.floor import Site
 from energybid.agent.market.plan import MarketPlan
-from energybid.agent.market.ports import Followed, Planned, Slot
+from energybid.agent.market.ports import Followed, Planned, Slot, Weather
 from energybid.agent.opening import open_recorder
 from energybid.agent.plan import UplinkPlan
 from energybid.agent.rounds import Known
@@ -62,7 +62,7 @@ class Planner:
     def __init__(self):
         self.curve, self.schedule_w, self.split = CURVE, SCHEDULE_W, split
         self.fault = None
-        self.calls, self.learned, self.loads = [], [], []
+        self.calls, self.learned, self.loads, self.weathers = [], [], [], []
         self.memory = {}
 
     def prices(self, made):
@@ -70,6 +70,15 @@ class Planner:
 
     def load(self, at_ms, net_w, controlled_w):
         self.loads.append((at_ms, net_w, controlled_w))
+
+    def weather(self, at_ms, made):
+        self.weathers.append((at_ms, made))
+
+    def roll_back(self, model):
+        if model == "nothing":
+            raise ValueError("there is no model 'nothing'")
+        self.memory["loads/00"] = b"rolled back"
+        return model or "regression", 2
 
     def plan(self, made, assets, base_w, now_ms):
         self.calls.append((made.number, [name for name, _ in assets], base_w, now_ms))
@@ -90,6 +99,7 @@ class Assets:
         self.fault = None
         self.recalled = 0
         self.told = Slot(700, 200)
+        self.sky = Weather({}, {})
 
     async def recall(self):
         self.recalled += 1
@@ -107,6 +117,9 @@ class Assets:
 
     def slot(self, begins_ms, ends_ms):
         return self.told
+
+    def weather(self, begins_ms, ends_ms):
+        return self.sky
 
     def status(self):
         return [{"name": name, "power_w": None, "command_w": -500, "out": ""} for name in self.names]

@@ -21,7 +21,7 @@ from energybid.core.errors import JournalStalledError, MeterError
 from energybid.core.quantities import decimal_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from energybid.agent.control import Control
     from energybid.agent.journal import Journal
@@ -66,6 +66,8 @@ class Overrides:
         self._waiting: dict[str, Wish] = {}
         """Of an earlier run, not written yet."""
         self._lock = asyncio.Lock()
+        self.also: dict[str, Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]] = {}
+        """Requests that other parts of the agent answer, by what they do; those raise ``RequestError``."""
 
     # ------------------------------------------------------------ restart
 
@@ -123,6 +125,8 @@ class Overrides:
 
     async def _answered(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         match asked.get("do"):
+            case str(other) if other in self.also:
+                return await self.also[other](asked)
             case "list":
                 pass
             case "hold":
@@ -137,14 +141,14 @@ class Overrides:
 
     async def _hold(self, asked: Mapping[str, Any]) -> None:
         point, who, text, for_s = (asked.get(key) for key in ("point", "who", "value", "for_s"))
-        if not isinstance(point, str) or not isinstance(who, str) or not _WHO.fullmatch(who):
+        if not isinstance(point, str) or not is_name(who):
             raise RequestError("a request names its point and who asks")
         if not isinstance(text, str) or not _DECIMAL.fullmatch(text):
             raise RequestError(f"{point}: a value is a decimal number, such as 12.5 (found {text!r})")
         if not isinstance(for_s, int | float) or isinstance(for_s, bool) or not 0 < for_s <= LEASE_MAX_S:
             raise RequestError(f"{point}: an override holds for more than 0 s and at most a day")
         value = Fraction(text)
-        wish = Wish(decimal_text(*decimal(value)), who, self._now_ms() + round(1000 * for_s), float(for_s))
+        wish = Wish(decimal_text(*decimal(value)), str(who), self._now_ms() + round(1000 * for_s), float(for_s))
         self._waiting.pop(point, None)
         lease = await self._take(point, wish, for_s)
         self._held[point] = wish, lease
@@ -192,6 +196,11 @@ class Overrides:
 
     def _now_ms(self) -> int:
         return self._platform.now_ns() // 1_000_000
+
+
+def is_name(who: object) -> bool:
+    """Whether a request says who asks, in letters that may stand in a log."""
+    return isinstance(who, str) and _WHO.fullmatch(who) is not None
 
 
 def _parsed(request: bytes) -> dict[str, Any]:

@@ -49,7 +49,7 @@ DOUBT_S = 3600.0
 damaged again within this time, it is set aside all the same: the check at the opening does not see all of it."""
 
 REQUEST_MAX = 4096
-"""Bytes of a request on the socket for overrides."""
+"""Bytes of a request on the agent's socket."""
 FLUSH_S = 2.0
 """At a stop, how long the last batch may wait for its receipt (the stop is over within 5 s)."""
 
@@ -125,6 +125,8 @@ class Agent:
             self._uploader = Uploader(platform, recorder, plan.uplink, topics, key)
         self.bidder = make_bidder(platform, plan, recorder, (self.control, self._pollers, self._uploader))
         """None where there is no market."""
+        if self.overrides and self.bidder:
+            self.overrides.also["forecast back"] = self.bidder.forecast_back
 
     async def run(self, stop: asyncio.Event, lost: Gap | None = None) -> None:
         """Run until ``stop`` is set; then commit, send the last batch, and end.
@@ -207,7 +209,7 @@ class Agent:
             await self.control.make_safe()
 
     async def _serve_overrides(self, overrides: Overrides) -> None:
-        """Answer ``energybid override``; where that can not be, metering goes on without."""
+        """Answer ``energybid override`` and ``forecast back``; where that can not be, metering goes on without."""
         path = self._plan.socket
         if path is None:
             return

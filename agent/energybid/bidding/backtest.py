@@ -1,10 +1,10 @@
 """What a site would have paid, round by round on prices and loads that were, by the way in which a gateway bids.
 
-The same days are walked three times, each with ``planning.Planning``: with all prices and loads known; with loads
-known and prices as the price model and the day-ahead market tell them; with loads forecast as well. What each step of
-knowledge is worth is the regret by cause. A fourth time nobody steers. The site is a price taker: its bid is cleared at
-the price that was, the energy that its meter would have shown is paid at that price. Needs numpy (extra ``bidding``).
-Pure.
+The same days are walked three times, each with ``planning.Planning``: with all prices, loads and weather known; with
+loads and weather known and prices as the price model and the day-ahead market tell them; with loads and weather
+forecast as well. What each step of knowledge is worth is the regret by cause. A fourth time nobody steers. The site is
+a price taker: its bid is cleared at the price that was, the energy that its meter would have shown is paid at that
+price. Needs numpy (extra ``bidding``). Pure.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import numpy as np
 
 from energybid.bidding.assets import MILLION
 from energybid.bidding.planning import Planning, Slot
-from energybid.bidding.planning_load import SLOTS, Expected, LoadBook
+from energybid.bidding.planning_load import SLOT_MS, SLOTS, Expected, LoadBook
 from energybid.bidding.planning_prices import DAY_MS, HORIZON_MS, STAGES_MAX, PriceBook, PriceCurve, View
+from energybid.bidding.planning_weather import SITE, WeatherBook
 from energybid.bidding.prices_trading import PUBLISHED_H
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from energybid.bidding.assets import Asset
     from energybid.bidding.curve import Curve
@@ -59,6 +60,15 @@ class Device(Protocol):
         """Energy in it, where it stores any."""
 
 
+class Sky(NamedTuple):
+    """The weather of every step of the market, by the names of devices."""
+
+    outside_c: Mapping[str, Array]
+    """Around rooms, and around the site (``planning_weather.SITE``)."""
+    sun_w: Mapping[str, Array]
+    """What roofs could give."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scene:
     """What is walked."""
@@ -75,6 +85,9 @@ class Scene:
     """To be walked; those before it are learned from."""
     begins: date = date(2018, 1, 1)
     """The market's first day."""
+    names: tuple[str, ...] = ()
+    """Of the devices, for ``sky``; without, the weather stays as it is."""
+    sky: Sky = field(default_factory=lambda: Sky({}, {}))
 
     @property
     def step_h(self) -> float:
@@ -136,7 +149,7 @@ class Report(NamedTuple):
         """What each thing that was not known cost."""
         return {
             "prices not known": self.loads_known.total - self.foresight.total,
-            "load not known": self.bid.total - self.loads_known.total,
+            "load and weather not known": self.bid.total - self.loads_known.total,
         }
 
 
@@ -152,7 +165,7 @@ def backtest(scene: Scene, progress: Callable[[int, int], None] | None = None) -
     """
     if scene.first_day < 1:
         raise ValueError("a price model needs a day of prices at least")
-    seers: tuple[_Knows, ...] = (_Foresight(scene), _Gateway(scene, _known_loads(scene)), _Gateway(scene))
+    seers: tuple[_Knows, ...] = (_Foresight(scene), _Gateway(scene, known=True), _Gateway(scene))
     walkers = [_Walker(scene, seer) for seer in seers]
     done = 0
     for day in range(scene.first_day, scene.first_day + scene.days):
@@ -165,13 +178,13 @@ def backtest(scene: Scene, progress: Callable[[int, int], None] | None = None) -
 
 
 def as_gateway(scene: Scene, progress: Callable[[int, Walk], None] | None = None) -> Walk:
-    """One walk: as a gateway bids that knows its loads.
+    """One walk: as a gateway bids that knows its loads and the weather.
 
     Args:
         scene: What is walked.
         progress: Called with days done and what came of them.
     """
-    walker = _Walker(scene, _Gateway(scene, _known_loads(scene)))
+    walker = _Walker(scene, _Gateway(scene, known=True))
     for day in range(scene.days):
         walker.walk_day(scene.first_day + day)
         if progress:
@@ -233,17 +246,14 @@ class _Knows:
 
 class _Foresight(_Knows):
     def __init__(self, scene: Scene) -> None:
-        planning = Planning(
-            scene.import_limit_w, scene.export_limit_w, loads=_known_loads(scene), prices=_KnownPrices(scene)
-        )
-        super().__init__(scene, planning)
+        super().__init__(scene, _knowing(scene, _KnownPrices(scene)))
 
 
 class _Gateway(_Knows):
     """Knows what is past, and day-ahead prices from their publication."""
 
-    def __init__(self, scene: Scene, loads: LoadBook | None = None) -> None:
-        super().__init__(scene, Planning(scene.import_limit_w, scene.export_limit_w, loads=loads))
+    def __init__(self, scene: Scene, *, known: bool = False) -> None:
+        super().__init__(scene, _knowing(scene) if known else _learning(scene))
         self._learn()
 
     def _learn(self) -> None:
@@ -254,12 +264,25 @@ class _Gateway(_Knows):
             part = self._scene.market.days(day, day + 1)
             prices.count(self._begins_ms // DAY_MS + day, part.real_time, part.day_ahead)
         for day in range(max(0, first - LOAD_DAYS), first):
-            loads.learn(self._scene.begins + timedelta(day), self._slots(day))
+            steps = range(day * self._size, (day + 1) * self._size)
+            for at in steps:
+                self._look(at)
+            site_c = self._scene.sky.outside_c.get(SITE)
+            outside_c = None if site_c is None else float(site_c[steps].mean())
+            loads.learn(self._scene.begins + timedelta(day), self._slots(day), outside_c)
         self._publish(first)
         before = slice(max(0, first - 1) * self._size, first * self._size)
         seen = tuple(self._scene.market.real_time[before].tolist())
         now_ms = self.slot(first * self._size).begins_ms
         prices.real_time(PriceCurve(self.slot(before.start).begins_ms, self._step_ms, seen, now_ms))
+
+    def _look(self, at: int) -> None:
+        """The weather of a step that is over."""
+        sky, begins_ms = self._scene.sky, self.slot(at).begins_ms
+        outside_c = {name: float(found_c[at]) for name, found_c in sky.outside_c.items()}
+        sun_w = {name: float(power_w[at]) for name, power_w in sky.sun_w.items()}
+        for part_ms in range(0, self._step_ms, SLOT_MS):
+            self.planning.weather.seen(begins_ms + part_ms, outside_c, sun_w)
 
     def _slots(self, day: int) -> Array:
         load_w = self._scene.load_w[day * self._size : (day + 1) * self._size]
@@ -286,7 +309,9 @@ class _Gateway(_Knows):
         planning.prices.real_time(PriceCurve(last_ms, self._step_ms, (price,), slot.begins_ms))
         planning.prices.learn(self._step_ms, slot.begins_ms)
         if at > self._scene.first_day * self._size:
-            planning.loads.seen(last_ms, load_w)
+            self._look(at - 1)
+            for part_ms in range(0, self._step_ms, SLOT_MS):
+                planning.loads.seen(last_ms + part_ms, load_w, planning.weather.now_c(last_ms + part_ms))
         return slot.begins_ms, load_w
 
 
@@ -307,7 +332,8 @@ class _Walker:
             now_w = self._knows.told(at)
             slot = self._knows.slot(at)
             assets = [device.asset(at) for device in self._meter.devices]
-            offered = self._knows.planning.plan(slot, [a for a in assets if a], now_w, slot.begins_ms)
+            names = [name for name, asset in zip(self._scene.names, assets, strict=False) if asset]
+            offered = self._knows.planning.plan(slot, [a for a in assets if a], now_w, slot.begins_ms, names)
             ticks = round(float(self._scene.market.real_time[at]) / TICK)
             powers = iter(offered.split(offered.curve.net_w(ticks)))
             self._meter.move(at, [next(powers) if asset else 0 for asset in assets])
@@ -335,8 +361,42 @@ class _KnownPrices(PriceBook):
         return View("known", expected, later, begins_ms % DAY_MS // step_ms, None, None, ("known", ends), None, None)
 
 
-def _known_loads(scene: Scene) -> LoadBook:
-    return _KnownLoads(scene)
+def _knowing(scene: Scene, prices: PriceBook | None = None) -> Planning:
+    """With loads and weather known."""
+    limits = scene.import_limit_w, scene.export_limit_w
+    return Planning(*limits, loads=_KnownLoads(scene), prices=prices, weather=_KnownWeather(scene))
+
+
+def _learning(scene: Scene) -> Planning:
+    weather = WeatherBook()
+    limits = scene.import_limit_w, scene.export_limit_w
+    return Planning(*limits, loads=LoadBook(temperature=weather.mean_c), weather=weather)
+
+
+class _KnownWeather(WeatherBook):
+    """The weather of all days; after the last it stays as it is in the end."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__()
+        self._sky = scene.sky
+        self._begins_ms = (scene.begins - date(1970, 1, 1)).days * DAY_MS
+
+    def seen(self, at_ms: int, outside_c: Mapping[str, float], sun_w: Mapping[str, float | None]) -> None:
+        pass
+
+    def sun_w(self, name: str, at: tuple[int, int, int], now_ms: int, measured_w: float) -> Array:  # noqa: ARG002
+        return self._of(self._sky.sun_w[name], at)
+
+    def change_k(self, name: str, at: tuple[int, int, int], now_ms: int) -> Array:
+        if name not in self._sky.outside_c:
+            return super().change_k(name, at, now_ms)
+        found_c = self._sky.outside_c[name]
+        return self._of(found_c, at) - self._of(found_c, (now_ms, at[1], 1))
+
+    def _of(self, course: Array, at: tuple[int, int, int]) -> Array:
+        begins_ms, step_ms, count = at
+        first = (begins_ms - self._begins_ms) // step_ms
+        return np.asarray(course[np.minimum(first + np.arange(count), len(course) - 1)])
 
 
 class _KnownLoads(LoadBook):
@@ -347,10 +407,10 @@ class _KnownLoads(LoadBook):
         self._load_w = np.concatenate((scene.load_w, scene.load_w[-scene.market.steps_per_day :]))
         self._begins_ms = (scene.begins - date(1970, 1, 1)).days * DAY_MS
 
-    def seen(self, at_ms: int, power_w: float) -> bool:  # noqa: ARG002 (known)
+    def seen(self, at_ms: int, power_w: float, outside_c: float | None = None) -> bool:  # noqa: ARG002 (known)
         return False
 
-    def learn(self, day: date, power_w: Array) -> None:
+    def learn(self, day: date, power_w: Array, outside_c: float | None = None) -> None:
         pass
 
     def expected(self, begins_ms: int, step_ms: int, count: int, now: tuple[int, float] | None) -> Expected:  # noqa: ARG002

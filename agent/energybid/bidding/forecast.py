@@ -54,6 +54,18 @@ class Change(NamedTuple):
     why: str
 
 
+class Standing(NamedTuple):
+    """How a candidate does."""
+
+    model: str
+    used: bool
+    version: int
+    loss: float | None
+    """Mean of a day of late, of all quantiles, as a part of the mean load; None before the first day."""
+    older_days: int | None
+    """Age of the version before, to which it can go back; None: it learns nothing, or has none yet."""
+
+
 class _Entrant:
     """A candidate with its spread, score, version and frozen self."""
 
@@ -83,6 +95,11 @@ class _Entrant:
     def mean_loss(self) -> float:
         """Of a day of late; infinite before the first one."""
         return self.loss / (1 - FADE**self.days) if self.days else np.inf
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to go back to."""
+        return bool(self.frozen)
 
     def age(self) -> bool:
         """A day more; True where the model went back to its frozen version."""
@@ -143,9 +160,18 @@ class Forecaster:
         """The one in use."""
         return self._used
 
-    def scores(self) -> dict[str, float]:
-        """Mean loss of a day of late by model: of all quantiles, as a part of the mean load; smaller is better."""
-        return {name: entrant.mean_loss for name, entrant in self._entrants.items() if entrant.days}
+    def standings(self) -> list[Standing]:
+        """All candidates, plainest first."""
+        return [
+            Standing(
+                name,
+                name == self._used,
+                entrant.version,
+                entrant.mean_loss if entrant.days else None,
+                entrant.frozen_age or None if entrant.learns else None,
+            )
+            for name, entrant in self._entrants.items()
+        ]
 
     def forecast(self, day: Day, model: str | None = None, *, seen: Array | None = None) -> Forecast | None:
         """The load of the day after the last one learned.
@@ -166,12 +192,13 @@ class Forecaster:
             guess = entrant.spread.corrected(guess, seen)
         return Forecast(entrant.model.name, entrant.version, LEVELS, entrant.spread.quantiles(guess))
 
-    def learn(self, day: Day, load: Array) -> list[Change]:
+    def learn(self, day: Day, load: Array, was: Day | None = None) -> list[Change]:
         """A day is over: score what was forecast, learn, choose.
 
         Args:
             day: What was known of it before.
             load: Of each slot; NaN where nothing was measured.
+            was: The day as it turned out, where that differs: what later days look back on.
 
         Returns:
             Models that took over or went back.
@@ -182,7 +209,7 @@ class Forecaster:
         if load.shape != (self._slots,):
             raise ValueError(f"a day has {self._slots} slots (found {load.shape})")
         if not np.isfinite(load).any():
-            self._remember(day, load)
+            self._remember(was or day, load)
             return []
         changes = []
         for entrant in self._entrants.values():
@@ -191,7 +218,7 @@ class Forecaster:
             entrant.model.learn(self._past, day, load)
             if entrant.age():
                 changes.append(Change(entrant.model.name, entrant.version, "its version of a week before was better"))
-        self._remember(day, load)
+        self._remember(was or day, load)
         return changes + self._choose()
 
     def roll_back(self, model: str) -> int:
@@ -199,9 +226,23 @@ class Forecaster:
 
         Returns:
             The number of the version that this makes.
+
+        Raises:
+            ValueError: There is no such model, or no version before: what to do instead.
         """
-        self._entrants[model].go_back()
-        return self._entrants[model].version
+        entrant = self._entrants.get(model)
+        learning = ", ".join(name for name, entrant in self._entrants.items() if entrant.learns)
+        if entrant is None:
+            raise ValueError(f"there is no model {model!r}; those that have versions: {learning}")
+        if not entrant.learns:
+            raise ValueError(f"{model} learns nothing, so that it has no versions; those that have: {learning}")
+        if not entrant.frozen_age:
+            raise ValueError(
+                f"{model}: version {entrant.version} is of today, and no other one is kept: it can go back when it has"
+                " learned a day"
+            )
+        entrant.go_back()
+        return entrant.version
 
     def state(self) -> dict[str, Any]:
         """All of it, for ``packed``."""

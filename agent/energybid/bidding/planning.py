@@ -17,6 +17,7 @@ from energybid.bidding.assets_stores import Battery, EvCharger, Thermal
 from energybid.bidding.curve import STEPS_MAX, Curve
 from energybid.bidding.planning_load import Expected, LoadBook
 from energybid.bidding.planning_prices import HOUR_MS, PriceBook, View
+from energybid.bidding.planning_weather import WeatherBook
 from energybid.bidding.prices_bids import NewsBid, best_at, cases, middle, news_bid
 from energybid.bidding.site import KNOTS_TRIED, Site
 from energybid.bidding.site_shadow import shadows
@@ -92,6 +93,7 @@ class Planning:
         *,
         loads: LoadBook | None = None,
         prices: PriceBook | None = None,
+        weather: WeatherBook | None = None,
     ) -> None:
         """Know nothing but what is given.
 
@@ -100,23 +102,35 @@ class Planning:
             export_limit_w: Most net export.
             loads: What is known of the base load.
             prices: What is known of prices.
+            weather: What is known of the weather.
         """
         self._limits = import_limit_w, export_limit_w
+        self.weather = weather or WeatherBook()
         self.prices = prices or PriceBook()
         self.loads = loads or LoadBook()
         self._valued: _Valued | None = None
         self._shadow: tuple[Slot, Array] | None = None
 
-    def plan(self, slot: Slot, assets: Sequence[Asset], now_w: tuple[int, float] | None, now_ms: int) -> Offered:
+    def plan(
+        self,
+        slot: Slot,
+        assets: Sequence[Asset],
+        now_w: tuple[int, float] | None,
+        now_ms: int,
+        names: Sequence[str] = (),
+    ) -> Offered:
         """The bid for a round.
 
         Args:
             slot: The round.
-            assets: As they are when it begins; times counted in its steps.
+            assets: As they are when it begins, under the weather of now; times counted in its steps.
             now_w: When the base load was measured last and what it was, W.
             now_ms: When this is asked.
+            names: Of the assets, by which ``weather`` knows them; without, the weather stays as it is.
         """
         view = self.prices.view(slot.begins_ms, slot.step_ms, now_ms)
+        if names:
+            assets = self.weather.ahead(assets, names, (slot.begins_ms, slot.step_ms, len(view.expected)), now_ms)
         base = self.loads.expected(slot.begins_ms, slot.step_ms, 1, now_w)
         site = Site(tuple(assets), *self._limits)
         valued, age = self._values(slot, view, site, now_w)

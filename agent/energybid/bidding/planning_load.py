@@ -6,7 +6,7 @@ out is not measured. Needs numpy (extra ``bidding``). Pure: times come in as mil
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SLOTS = 48
 SLOT_MS = 86_400_000 // SLOTS
+WARMTHS_MIN = 40
+"""Half hours of which a day's temperature is known: the mean of fewer is that of a part of the day."""
 STAYS = 0.6
 """Of how far off the forecast is now, this much is left half an hour later; measured residuals say it better once there
 are some (``forecast_spread``), but not within the slot."""
@@ -42,15 +44,20 @@ class Expected(NamedTuple):
 class LoadBook:
     """Base load of a site, W of net import."""
 
-    def __init__(self, timezone: str = "UTC", temperature: Callable[[date], float | None] | None = None) -> None:
+    def __init__(self, timezone: str = "UTC", temperature: Callable[[int, int], float | None] | None = None) -> None:
         """Know nothing.
 
         Args:
             timezone: IANA name, of the site.
-            temperature: Mean outdoor temperature of a day where it is known.
+            temperature: Mean outdoor temperature that is expected of a time, from its begin to its end (ms); asked when
+                a day begins, of it and of the next one.
         """
         self._zone = ZoneInfo(timezone)
         self._temperature = temperature
+        self._ahead_c: float | None = None
+        """Of today, as it was expected when the day began."""
+        self._warmths = np.full(SLOTS, np.nan)
+        """Of today, as they came."""
         self.forecaster = Forecaster(SLOTS)
         self.today: date | None = None
         self._learned: date | None = None
@@ -58,8 +65,13 @@ class LoadBook:
         self._sums, self._counts = np.zeros(SLOTS), np.zeros(SLOTS)
         self._made: tuple[date, tuple[Forecast | None, Forecast | None]] | None = None
 
-    def seen(self, at_ms: int, power_w: float) -> bool:
+    def seen(self, at_ms: int, power_w: float, outside_c: float | None = None) -> bool:
         """An observation; those of a slot are averaged.
+
+        Args:
+            at_ms: When.
+            power_w: The load.
+            outside_c: Outdoor temperature where it is known.
 
         Returns:
             Whether a day is over by it, and learned.
@@ -73,13 +85,40 @@ class LoadBook:
         self.today = day
         self._sums[slot] += power_w
         self._counts[slot] += 1
+        if outside_c is not None:
+            self._warmths[slot] = outside_c
         return over
 
-    def learn(self, day: date, power_w: Array) -> None:
-        """A whole day at once; NaN where nothing was measured."""
-        self.forecaster.learn(self._facts(day), power_w)
-        self._learned, self.today = day, day + timedelta(1)
+    def learn(self, day: date, power_w: Array, outside_c: float | None = None) -> None:
+        """A whole day at once.
+
+        Args:
+            day: Which.
+            power_w: Of each slot; NaN where nothing was measured.
+            outside_c: Its mean outdoor temperature where it is known.
+        """
+        self.forecaster.learn(self._facts(day), power_w, _was(day, outside_c))
+        self._learned = day
+        self._begin(day + timedelta(1))
+
+    def roll_back(self, model: str | None = None) -> tuple[str, int]:
+        """Go back to the version before of a model, or of the one in use.
+
+        Returns:
+            The model and the number of the version that this makes.
+
+        Raises:
+            ValueError: There is none: what to do instead.
+        """
+        name = model or self.forecaster.model
+        version = self.forecaster.roll_back(name)
         self._made = None
+        return name, version
+
+    def quantiles(self, at_ms: int) -> Array | None:
+        """What the load will be at a moment of the next day, by level (``forecast_spread.LEVELS``); None: not known."""
+        made, slot = self._slot(at_ms)
+        return made.quantiles[:, slot] if made else None
 
     def expected(self, begins_ms: int, step_ms: int, count: int, now: tuple[int, float] | None) -> Expected:
         """The base load of consecutive steps.
@@ -125,7 +164,13 @@ class LoadBook:
     def day_state(self) -> dict[str, Any]:
         """The day so far, for ``packed``."""
         today = self.today.isoformat() if self.today else None
-        return {"today": today, "means": self._means(), "counts": self._counts.astype(np.uint32)}
+        return {
+            "today": today,
+            "means": self._means(),
+            "counts": self._counts.astype(np.uint32),
+            "ahead_c": self._ahead_c,
+            "warmths": self._warmths,
+        }
 
     def restore_day(self, state: dict[str, Any]) -> None:
         """Take up the day so far, after ``restore``; a day that is learned already is left.
@@ -136,13 +181,17 @@ class LoadBook:
         try:
             today = date.fromisoformat(state["today"]) if state["today"] else None
             means, counts = plain(state["means"]), plain(state["counts"]).astype(float)
+            warmths = plain(state.get("warmths", np.full(SLOTS, np.nan))).astype(float)
+            ahead_c = None if state.get("ahead_c") is None else float(state["ahead_c"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"the day's loads are damaged: {error!r}") from None
-        if means.shape != (SLOTS,) or counts.shape != (SLOTS,):
+        if {means.shape, counts.shape, warmths.shape} != {(SLOTS,)}:
             raise ValueError("the day's loads are of another number of slots")
         if today and (self.today is None or today >= self.today):
             self.today, self._counts = today, counts
             self._sums = np.where(counts > 0, means * counts, 0.0)
+            self._warmths, self._ahead_c = warmths, ahead_c
+            self._made = None
 
     # ------------------------------------------------------------ parts
 
@@ -151,17 +200,32 @@ class LoadBook:
         return local.date(), (local.hour * 60 + local.minute) * SLOTS // (24 * 60)
 
     def _facts(self, day: date) -> Day:
-        return Day(day.weekday(), self._temperature(day) if self._temperature else None)
+        """What was known of a day when it began."""
+        return Day(day.weekday(), self._ahead_c if day == self.today else self._expected_c(day))
+
+    def _expected_c(self, day: date) -> float | None:
+        if self._temperature is None:
+            return None
+        begins, ends = (datetime.combine(day + timedelta(n), time(), self._zone).timestamp() for n in range(2))
+        return self._temperature(round(begins * 1000), round(ends * 1000))
 
     def _turn(self, day: date) -> None:
         """Learn the day that is over; days of which nothing was seen are gaps."""
         assert self.today is not None  # noqa: S101 (asked by ``seen``)
-        self.forecaster.learn(self._facts(self.today), self._means())
+        seen = np.isfinite(self._warmths)
+        outside_c = round(float(self._warmths[seen].mean()), 2) if seen.sum() >= WARMTHS_MIN else None
+        self.forecaster.learn(self._facts(self.today), self._means(), _was(self.today, outside_c))
         gap = min((day - self.today).days - 1, SLOTS)
         for back in range(gap, 0, -1):
-            self.forecaster.learn(self._facts(day - timedelta(back)), np.full(SLOTS, np.nan))
+            missed = day - timedelta(back)
+            self.forecaster.learn(Day(missed.weekday()), np.full(SLOTS, np.nan))
         self._learned = day - timedelta(1)
-        self._sums, self._counts = np.zeros(SLOTS), np.zeros(SLOTS)
+        self._begin(day)
+
+    def _begin(self, day: date) -> None:
+        """A day begins: what is expected of it stays, so that it is scored by that."""
+        self._sums, self._counts, self._warmths = np.zeros(SLOTS), np.zeros(SLOTS), np.full(SLOTS, np.nan)
+        self.today, self._ahead_c = day, self._expected_c(day)
         self._made = None
 
     def _means(self) -> Array:
@@ -192,3 +256,8 @@ class LoadBook:
             return None, slot
         today, tomorrow = self._forecasts(self.today)
         return (today if day <= self.today else tomorrow), slot
+
+
+def _was(day: date, outside_c: float | None) -> Day | None:
+    """The day as it turned out; None: as it was expected, for all that anybody knows."""
+    return None if outside_c is None else Day(day.weekday(), outside_c)

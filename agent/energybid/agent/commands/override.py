@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     path = arguments.socket or load_cabinet(arguments.config).socket
     if path is None:
         raise EnergybidError(f"{arguments.config} names no socket: add [status] path = ... or [control] socket = ...")
-    answer = _answer(path, asked)
+    answer = ask(path, asked)
     if "error" in answer:
         raise EnergybidError(answer["error"])
     sys.stdout.write(json.dumps(answer) + "\n" if arguments.json else render(answer))
@@ -78,7 +78,12 @@ def who() -> str:
     return _STRANGE.sub("-", name)[:32]
 
 
-def _answer(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
+def ask(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """What the running agent answers on its socket.
+
+    Raises:
+        EnergybidError: Nobody answers, or one who is not understood: what to do.
+    """
     try:
         line = system.request(str(path), json.dumps(asked).encode() + b"\n")
         answer: dict[str, Any] = json.loads(line)

@@ -12,7 +12,7 @@ import contextlib
 import json
 import logging
 from dataclasses import asdict, dataclass, field
-from math import nan
+from math import inf, nan
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -21,7 +21,7 @@ from energybid.agent.market import plan as plans
 from energybid.agent.market.forming import HOUR_MS, State, bidding_asset, run_ms
 from energybid.agent.market.learning import FIT_EVERY, KEEP_EVERY, SLOT_MS, Learner, Sight
 from energybid.agent.market.live import Live, Trace, Value
-from energybid.agent.market.ports import Slot
+from energybid.agent.market.ports import Slot, Weather
 from energybid.agent.market.times import window
 from energybid.core.errors import JournalStalledError
 
@@ -97,6 +97,10 @@ class Unit:
     """The learner's slot that the journal has."""
     most_w: float = 0.0
     """What a roof gave last when it was not limited; what a load takes with nothing off."""
+    sun: Trace | None = None
+    """Of what a roof gives, or could give, where no limit holds it."""
+    limited_s: float = -inf
+    """Loop time at which a limit held a roof last."""
     idle_s: float | None = None
     """Loop time since which a car takes nothing though it may."""
     trouble: tuple[str, float] = ("", 0.0)
@@ -136,6 +140,9 @@ class Assets:
         unit = Unit(plan, Trace(plan.power.stale_s if plan.power else 10 * LOOK_S))
         if isinstance(plan, plans.ThermalPlan) and plan.model is None:
             unit.learner = Learner()
+        if isinstance(plan, plans.PvPlan):
+            sensor = plan.available or plan.power
+            unit.sun = Trace(sensor.stale_s if sensor else 10 * LOOK_S)
         return unit
 
     # ------------------------------------------------------------ what the bidder asks
@@ -167,6 +174,20 @@ class Assets:
         begin_s, end_s = self.loop_s(begins_ms), self.loop_s(ends_ms)
         net_w = self.net.mean(begin_s, end_s)
         return None if net_w is None else Slot(round(net_w), round(self._controlled_w(begin_s, end_s)))
+
+    def weather(self, begins_ms: int, ends_ms: int) -> Weather:
+        """The weather of an interval that has just ended."""
+        begin_s, end_s = self.loop_s(begins_ms), self.loop_s(ends_ms)
+        thermal = [unit.plan for unit in self.units.values() if isinstance(unit.plan, plans.ThermalPlan)]
+        sensors = {plan.name: plan.outside for plan in thermal if plan.outside}
+        site = self._plan.outside or next(iter(sensors.values()), None)
+        found = {name: self.live.number(sensor) for name, sensor in {"": site, **sensors}.items()}
+        sun_w: dict[str, float | None] = {}
+        for name, unit in self.units.items():
+            power_w = unit.sun.mean(begin_s, end_s) if unit.sun else None
+            if power_w is not None or begin_s <= unit.limited_s:
+                sun_w[name] = None if power_w is None else max(0.0, power_w)
+        return Weather({name: number for name, number in found.items() if number is not None}, sun_w)
 
     def _controlled_w(self, begin_s: float, end_s: float) -> float:
         return sum(unit.trace.mean(begin_s, end_s) or 0.0 for unit in self.units.values())
@@ -320,11 +341,23 @@ class Assets:
             case plans.ThermalPlan() if unit.learner is not None:
                 self._look_at_warmth(unit, plan, unit.learner)
             case plans.PvPlan() if value is not None:
-                command_w = self.command_w(unit)
-                if command_w is None or value.number > command_w + AT_LIMIT_W:  # it gives all that it can
-                    unit.most_w = max(0.0, -value.number)
+                self._look_at_roof(unit, plan, value)
             case plans.CurtailablePlan() if value is not None:
                 self._look_at_load(unit, plan, value.number)
+
+    def _look_at_roof(self, unit: Unit, plan: plans.PvPlan, value: Value) -> None:
+        """What it gives, where it gives all that it can; just after a limit it is still on its way there."""
+        command_w, now_s = self.command_w(unit), self._loop.time()
+        if self._control.held_above(plan.control.point, Rank.MARKET) or (
+            command_w is not None and value.number <= command_w + AT_LIMIT_W
+        ):
+            unit.limited_s = now_s
+        free = now_s - unit.limited_s > plan.settle_s
+        if free:
+            unit.most_w = max(0.0, -value.number)
+        could = self.live.last(plan.available) if plan.available else Value(value.at_s, -value.number) if free else None
+        if unit.sun and could:
+            unit.sun.add(could)
 
     def _look_at_load(self, unit: Unit, plan: plans.CurtailablePlan, power_w: float) -> None:
         now_s, is_told = self._loop.time(), self.command_w(unit) is not None

@@ -15,11 +15,12 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from energybid.agent.market.book import PriceBook
-from energybid.agent.market.desk import Desk
+from energybid.agent.market.desk import Desk, PlannerError
 from energybid.agent.market.floor import Floor, Site
 from energybid.agent.market.messages import MessageLog
 from energybid.agent.market.outbox import Letter, Outbox
 from energybid.agent.market.session import RESTART_S, Session
+from energybid.agent.overrides import RequestError, is_name
 from energybid.agent.rounds import Rounds
 from energybid.core.cose import PrivateKey, PublicKey
 from energybid.core.entries import MarketKind
@@ -28,7 +29,7 @@ from energybid.sync.connection import weightiest
 from energybid.sync.topics import market_topics, topics_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from energybid.agent.market.plan import MarketPlan
     from energybid.agent.market.ports import Send
@@ -159,6 +160,24 @@ class Bidder:
                     await session.tutor.keep()
             except TimeoutError:
                 logger.warning("what the planner has learned was not kept: it takes too long")
+
+    async def forecast_back(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """A person wants the load forecast's version before: a request on the agent's socket.
+
+        Raises:
+            RequestError: It can not be: why.
+        """
+        model, who = asked.get("model"), asked.get("who")
+        if not isinstance(model, str | None) or not is_name(who):
+            raise RequestError("a request names its model, or none, and who asks")
+        if self._session is None:
+            raise RequestError("the market is left alone for a while: try again in a minute, and see energybid status")
+        try:
+            name, version, why = await self._session.tutor.roll_back(model)
+        except PlannerError as error:
+            raise RequestError(str(error)) from None
+        logger.warning("load forecast: %s goes back to the version before of %s, which is %d now", who, name, version)
+        return {"model": name, "version": version, "kept": not why, "why": why}
 
     def status(self) -> dict[str, Any]:
         """For the status file."""

@@ -325,6 +325,9 @@ class MarketModel(Settings):
     """Most that it may give."""
     timezone: Annotated[str, AfterValidator(_timezone)] = "UTC"
     """Of the times of day in assets, such as `"Europe/Berlin"`."""
+    outside: Reference | None = None
+    """METER/QUANTITY of the outdoor temperature, °C, for the forecast of the load; where it is not given, `outside` of
+    the first thermal asset that names a quantity."""
     asset: list[Annotated[AnyAssetModel, Field(discriminator="kind")]] = Field(min_length=1, max_length=32)
 
     @model_validator(mode="after")

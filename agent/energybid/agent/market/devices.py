@@ -18,7 +18,9 @@ from energybid.agent.market.forming import State, bidding_asset
 from energybid.agent.market.times import window
 from energybid.bidding.assets import MILLION, Deferrable, Now
 from energybid.bidding.assets_stores import Battery, EvCharger, Thermal
+from energybid.bidding.backtest import Sky
 from energybid.bidding.horizon import Outlook
+from energybid.bidding.planning_weather import SITE
 from energybid.bidding.values import NOTHING
 from energybid.core.errors import ConfigurationError
 
@@ -259,6 +261,14 @@ def devices(site: plans.MarketPlan, world: World) -> tuple[Device, ...]:
         ConfigurationError: A device of which nothing says how it goes on without a meter.
     """
     return tuple(_KINDS[type(asset)](asset, world) for asset in site.assets)
+
+
+def sky(site: plans.MarketPlan, world: World) -> Sky:
+    """The weather that the site's devices have."""
+    rooms = [asset for asset in site.assets if isinstance(asset, plans.ThermalPlan) and asset.outside_c is None]
+    roofs = [asset for asset in site.assets if isinstance(asset, plans.PvPlan)]
+    outside_c = dict.fromkeys([SITE, *(asset.name for asset in rooms)], world.outside_c)
+    return Sky(outside_c, {asset.name: np.round(asset.rated_w * world.sun) for asset in roofs})
 
 
 def _known(kind: type[A], asset: object) -> A:

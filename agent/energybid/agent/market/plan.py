@@ -209,4 +209,6 @@ class MarketPlan:
     export_limit_w: int
     timezone: str
     """Of the times of day, as the IANA database names it."""
+    outside: Sensor | None = None
+    """Outdoor temperature; None: that of the first thermal asset which measures it, for what needs one."""
     assets: tuple[AnyAssetPlan, ...]

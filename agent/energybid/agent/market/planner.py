@@ -16,11 +16,13 @@ from energybid.bidding.packed import pack, unpack
 from energybid.bidding.planning import Planning, Slot
 from energybid.bidding.planning_load import LoadBook
 from energybid.bidding.planning_prices import PriceCurve
+from energybid.bidding.planning_weather import WeatherBook
 from energybid.sync.market import PriceCurve as Which
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from energybid.agent.market.ports import Weather
     from energybid.bidding.assets import Asset
     from energybid.bidding.planning import Offered
     from energybid.sync.market import Prices, Round
@@ -44,29 +46,38 @@ class SitePlanner:
         """
         self._name = name
         self._timezone = timezone
-        self._planning = Planning(import_limit_w, export_limit_w, loads=LoadBook(timezone))
-        self._base: tuple[int, float] | None = None
+        weather = WeatherBook()
+        loads = LoadBook(timezone, weather.mean_c)
+        self.planning = Planning(import_limit_w, export_limit_w, loads=loads, weather=weather)
 
     def prices(self, made: Prices) -> None:
         """An accepted price curve; one that comes again changes nothing."""
         prices = tuple(ticks / 10**made.decimals for ticks in made.ticks)
         curve = PriceCurve(made.begins_ms, made.step_ms, prices, made.time_ms)
         if made.curve == Which.DAY_AHEAD:
-            self._planning.prices.day_ahead(curve)
+            self.planning.prices.day_ahead(curve)
         else:
-            self._planning.prices.real_time(curve)
+            self.planning.prices.real_time(curve)
+
+    def weather(self, at_ms: int, made: Weather) -> None:
+        """The weather of a time that is over; see ``ports.Planner``."""
+        self.planning.weather.seen(at_ms, made.outside_c, made.sun_w)
 
     def load(self, at_ms: int, net_w: int, controlled_w: int) -> None:
         """What the site took in a time that is over; see ``ports.Planner``."""
-        self._planning.loads.seen(at_ms, net_w - controlled_w)
+        self.planning.loads.seen(at_ms, net_w - controlled_w, self.planning.weather.now_c(at_ms))
+
+    def roll_back(self, model: str | None) -> tuple[str, int]:
+        """Go back to the version before; see ``ports.Planner``."""
+        return self.planning.loads.roll_back(model)
 
     def plan(self, made: Round, assets: Sequence[tuple[str, Asset]], base_w: int | None, now_ms: int) -> Planned:
         """The site's best response to a round; see ``ports.Planner``."""
-        self._planning.prices.learn(made.duration_ms, now_ms, lasting=made.number > 0)
+        self.planning.prices.learn(made.duration_ms, now_ms, lasting=made.number > 0)
         slot = Slot(made.begins_ms, made.duration_ms, 1 / 10**made.decimals, made.least_ticks, made.most_ticks)
         names = [name for name, _ in assets]
         now_w = None if base_w is None else (now_ms, float(base_w))
-        offered = self._planning.plan(slot, [asset for _, asset in assets], now_w, now_ms)
+        offered = self.planning.plan(slot, [asset for _, asset in assets], now_w, now_ms, names)
 
         def split(net_w: int) -> dict[str, int]:
             return dict(zip(names, offered.split(net_w), strict=True))
@@ -74,18 +85,29 @@ class SitePlanner:
         return Planned(curve=offered.curve, schedule_w=offered.schedule_w, split=split, facts=_facts(offered))
 
     def state(self) -> dict[str, bytes]:
-        """What was learned, in pieces of at most ``PIECE_BYTES``; some 100 kB after months of 5-minute prices.
+        """What was learned, in pieces of at most ``PIECE_BYTES``; some 50 kB after months of 5-minute prices.
 
-        To be kept all at once or not at all. All but a piece or two change once a day.
+        To be kept all at once or not at all. All but two pieces or three change once a day.
         """
-        prices, loads = self._planning.prices, self._planning.loads
-        made = {"prices": prices.state(), "loads": loads.state(), "today": loads.day_state()}
+        prices, loads, weather = self.planning.prices, self.planning.loads, self.planning.weather
+        made = {
+            "prices": prices.state(),
+            "loads": loads.state(),
+            "today": loads.day_state(),
+            "weather": weather.state(),
+        }
         return {name: piece for kind, state in made.items() for name, piece in self._pieces(kind, state).items()}
 
     def restore(self, state: Mapping[str, bytes]) -> None:
         """Take up what an earlier run has learned; what is damaged or of another market is learned anew, and logged."""
-        prices, loads = self._planning.prices, self._planning.loads
-        for kind, take in (("prices", prices.restore), ("loads", loads.restore), ("today", loads.restore_day)):
+        prices, loads, weather = self.planning.prices, self.planning.loads, self.planning.weather
+        takers = {
+            "prices": prices.restore,
+            "loads": loads.restore,
+            "today": loads.restore_day,
+            "weather": weather.restore,
+        }
+        for kind, take in takers.items():
             try:
                 found = _joined(kind, state)
                 if found is None:
@@ -97,7 +119,7 @@ class SitePlanner:
                 _log.warning("%s: what was learned is not taken up, and learned anew: %s", kind, error)
 
     def _owner(self, kind: str) -> str:
-        return self._name if kind == "prices" else self._timezone
+        return {"prices": self._name, "weather": "UTC"}.get(kind, self._timezone)
 
     def _pieces(self, kind: str, state: dict[str, Any]) -> dict[str, bytes]:
         """Each begins with the hash of the whole and its count: pieces of two states do not mix."""

@@ -37,6 +37,14 @@ class Planner(Protocol):
     def prices(self, made: Prices) -> None:
         """An accepted price curve; after a restart those of the last days come again, oldest first."""
 
+    def weather(self, at_ms: int, made: Weather) -> None:
+        """A slot of 15 minutes is over; told before its ``load``.
+
+        Args:
+            at_ms: Its begin.
+            made: What was measured.
+        """
+
     def load(self, at_ms: int, net_w: int, controlled_w: int) -> None:
         """A slot of 15 minutes is over.
 
@@ -59,6 +67,19 @@ class Planner(Protocol):
             ValueError: There is nothing to plan with.
         """
 
+    def roll_back(self, model: str | None) -> tuple[str, int]:
+        """A person wants the load forecast's version before.
+
+        Args:
+            model: Which; None: the one in use.
+
+        Returns:
+            The model and its version now.
+
+        Raises:
+            ValueError: There is none: what to do instead.
+        """
+
     def state(self) -> Mapping[str, bytes]:
         """What it has learned, in pieces that ``Journal.remember`` takes."""
 
@@ -71,6 +92,15 @@ class Slot(NamedTuple):
 
     net_w: int
     controlled_w: int
+
+
+class Weather(NamedTuple):
+    """What was measured of the weather in a time that is over; by asset, where it is known."""
+
+    outside_c: Mapping[str, float]
+    """Temperature around each; around the site under an empty name."""
+    sun_w: Mapping[str, float | None]
+    """What roofs gave; None for one that was held by a limit, where nobody knows what the sun gave."""
 
 
 class Assets(Protocol):
@@ -95,6 +125,9 @@ class Assets(Protocol):
 
     def slot(self, begins_ms: int, ends_ms: int) -> Slot | None:
         """Means over an interval that has just ended; None where the meters did not tell enough."""
+
+    def weather(self, begins_ms: int, ends_ms: int) -> Weather:
+        """The weather of an interval that has just ended."""
 
     def status(self) -> list[dict[str, Any]]:
         """What the operator is told of each asset.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from energybid.agent.market.devices import World, devices
+from energybid.agent.market.devices import World, devices, sky
 from energybid.agent.market.wiring import site_plan
 from energybid.bidding.backtest import Scene
 from energybid.bidding.prices_trading import Market
@@ -55,7 +55,15 @@ def scene_of(arguments: argparse.Namespace) -> Scene:
     world = World(begins_ms, 86_400_000 // size, outside_c, sun)
     market = Market(market.real_time[:steps], market.day_ahead[:steps], size)
     return Scene(
-        devices(site, world), site.import_limit_w, site.export_limit_w, market, load_w, arguments.learn, begins
+        devices(site, world),
+        site.import_limit_w,
+        site.export_limit_w,
+        market,
+        load_w,
+        arguments.learn,
+        begins,
+        tuple(asset.name for asset in site.assets),
+        sky(site, world),
     )
 
 

@@ -71,18 +71,36 @@ class Tutor:
             if begins_ms <= now_ms < begins_ms + SLOT_MS:
                 continue
             if begins_ms + SLOT_MS <= now_ms < begins_ms + 2 * SLOT_MS:  # else the clock has stepped
-                await self._tell_load(begins_ms)
+                await self._tell(begins_ms)
             begins_ms = now_ms // SLOT_MS * SLOT_MS
 
-    async def _tell_load(self, begins_ms: int) -> None:
+    async def _tell(self, begins_ms: int) -> None:
         floor = self._floor
         slot = floor.site.assets.slot(begins_ms, begins_ms + SLOT_MS)
-        if slot is None:
-            return
+        weather = floor.site.assets.weather(begins_ms, begins_ms + SLOT_MS)
         try:
-            await floor.desk.ask(floor.site.planner.load, begins_ms, slot.net_w, slot.controlled_w)
+            if weather.outside_c or weather.sun_w:
+                await floor.desk.ask(floor.site.planner.weather, begins_ms, weather)
+            if slot is not None:
+                await floor.desk.ask(floor.site.planner.load, begins_ms, slot.net_w, slot.controlled_w)
         except PlannerError:
             return
+
+    async def roll_back(self, model: str | None) -> tuple[str, int, str]:
+        """A person wants the load forecast's version before; kept at once.
+
+        Returns:
+            The model, its version now, and why it does not survive a restart (empty where it does).
+
+        Raises:
+            PlannerError: There is none, or no answer.
+        """
+        floor = self._floor
+        found = await floor.desk.ask(rolled_back, floor.site.planner, model)
+        if isinstance(found, str):
+            raise PlannerError(found)
+        name, version = found
+        return name, version, await self.keep()
 
     async def keep_on(self) -> None:
         """Keep it every hour, until cancelled."""
@@ -90,8 +108,8 @@ class Tutor:
             await asyncio.sleep(KEEP_EVERY_S)
             await self.keep()
 
-    async def keep(self) -> None:
-        """Keep what the planner has learned, where that is new."""
+    async def keep(self) -> str:
+        """Keep what the planner has learned, where that is new; says why it was not kept, or nothing."""
         floor = self._floor
         try:
             pieces = await floor.desk.ask(floor.site.planner.state)
@@ -99,10 +117,12 @@ class Tutor:
             if state != self._kept:
                 await floor.platform.offload(floor.recorder.journal.remember_all, state)
                 self._kept = state
-        except PlannerError:
-            return
+        except PlannerError as error:
+            return str(error)
         except (JournalStalledError, ValueError) as error:
             logger.warning("what the planner has learned is not kept: %s", error)
+            return str(error)
+        return ""
 
 
 def restored(planner: Planner, state: dict[str, bytes], learned: list[Prices]) -> None:
@@ -110,3 +130,11 @@ def restored(planner: Planner, state: dict[str, bytes], learned: list[Prices]) -
     planner.restore(state)
     for made in learned:
         planner.prices(made)
+
+
+def rolled_back(planner: Planner, model: str | None) -> tuple[str, int] | str:
+    """Go back, in the planner's thread; or why not, which is no fault of it."""
+    try:
+        return planner.roll_back(model)
+    except ValueError as error:
+        return str(error)

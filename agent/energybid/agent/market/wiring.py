@@ -76,6 +76,7 @@ class _Wiring:
         key = self._pem("key", lambda: pem(model.key, PublicKey.from_pem))
         bids_key = self._pem("bids", lambda: pem(model.bids, PrivateKey.from_pem))
         net, imported, exported = self._site(model.meter)
+        outside = self.optional("outside", model.outside, ("Cel",))
         assets = [_ASSETS[type(asset)](self, f"asset[{n}]", asset) for n, asset in enumerate(model.asset)]
         if self.faults:
             return None
@@ -90,6 +91,7 @@ class _Wiring:
             import_limit_w=model.import_limit,
             export_limit_w=model.export_limit,
             timezone=model.timezone,
+            outside=outside,
             assets=tuple(assets),
         )
 
