@@ -137,7 +137,7 @@ class Roof:
             clear = np.nanquantile(self._days, CLEAR, axis=0)
             return clear, np.minimum(np.nanmean(self._days, axis=0), clear)
 
-    def expected(self, begins_ms: int, step_ms: int, count: int, now_ms: int, measured_w: float) -> Array:
+    def expected(self, begins_ms: int, step_ms: int, count: int, now_ms: int, measured_w: float | None) -> Array:
         """What it would give in consecutive steps, W, 0 or more.
 
         Args:
@@ -145,9 +145,10 @@ class Roof:
             step_ms: Of each.
             count: How many.
             now_ms: When this is asked.
-            measured_w: What it gives now, or gave before it was held by a limit.
+            measured_w: What it gives now, or gave before it was held by a limit; None: not known.
         """
         at_ms = middles(begins_ms, step_ms, count)
+        told, measured_w = not self._held and measured_w is not None, measured_w or 0.0
         clear, typical = self._courses()
         known = np.isfinite(clear)[(at_ms % DAY_MS // SLOT_MS).astype(int)]
         blind = np.where(at_ms - now_ms < BLIND_H * HOUR_MS, measured_w, 0.0)
@@ -156,10 +157,10 @@ class Roof:
         now = np.array([float(now_ms)])
         clear_now, typical_now = float(_laid(clear, now)[0]), float(_laid(typical, now)[0])
         off, off_ms = self._off, self._off_ms
-        if not self._held and clear_now > DIM * np.nanmax(clear):
+        if told and clear_now > DIM * np.nanmax(clear):
             off, off_ms = _bounded((measured_w - typical_now) / clear_now), now_ms
         made = _laid(typical, at_ms) + _laid(clear, at_ms) * off * _left(at_ms - off_ms, SKY_H)
-        if not self._held:
+        if told:
             rest_w = measured_w - (typical_now + clear_now * off * float(_left(now - off_ms, SKY_H)[0]))
             made += rest_w * _left(at_ms - now_ms, REST_H)
         most_w = max(float(np.nanmax(self._days)), measured_w)

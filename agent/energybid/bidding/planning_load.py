@@ -59,6 +59,8 @@ class LoadBook:
         self._warmths = np.full(SLOTS, np.nan)
         """Of today, as they came."""
         self.forecaster = Forecaster(SLOTS)
+        self.seen_ms: int | None = None
+        """When it was told something last."""
         self.today: date | None = None
         self._learned: date | None = None
         """Last day that was."""
@@ -82,12 +84,17 @@ class LoadBook:
         over = self.today is not None and day > self.today
         if over:
             self._turn(day)
-        self.today = day
+        self.today, self.seen_ms = day, at_ms
         self._sums[slot] += power_w
         self._counts[slot] += 1
         if outside_c is not None:
             self._warmths[slot] = outside_c
         return over
+
+    @property
+    def learned(self) -> date | None:
+        """The last day that is over, and learned."""
+        return self._learned
 
     def learn(self, day: date, power_w: Array, outside_c: float | None = None) -> None:
         """A whole day at once.
@@ -166,6 +173,7 @@ class LoadBook:
         today = self.today.isoformat() if self.today else None
         return {
             "today": today,
+            "seen_ms": self.seen_ms,
             "means": self._means(),
             "counts": self._counts.astype(np.uint32),
             "ahead_c": self._ahead_c,
@@ -183,6 +191,7 @@ class LoadBook:
             means, counts = plain(state["means"]), plain(state["counts"]).astype(float)
             warmths = plain(state.get("warmths", np.full(SLOTS, np.nan))).astype(float)
             ahead_c = None if state.get("ahead_c") is None else float(state["ahead_c"])
+            seen_ms = None if state.get("seen_ms") is None else int(state["seen_ms"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"the day's loads are damaged: {error!r}") from None
         if {means.shape, counts.shape, warmths.shape} != {(SLOTS,)}:
@@ -190,7 +199,7 @@ class LoadBook:
         if today and (self.today is None or today >= self.today):
             self.today, self._counts = today, counts
             self._sums = np.where(counts > 0, means * counts, 0.0)
-            self._warmths, self._ahead_c = warmths, ahead_c
+            self._warmths, self._ahead_c, self.seen_ms = warmths, ahead_c, seen_ms
             self._made = None
 
     # ------------------------------------------------------------ parts
