@@ -119,10 +119,10 @@ class Site:
         )  # fmt: skip
         return self.told(MarketKind.ROUND, market.sign(self.made, KEYS["market"]))
 
-    def bidden(self, announced: bytes) -> bytes:
+    def bidden(self, announced: bytes, version: int = 1) -> bytes:
         self.bid = Bid(
-            MARKET, self.made.number, ORIGIN, market.digest(announced), 1, self.now_ms, self.made.begins_ms, 2_000,
-            -1_000, ((30_000, 600, True), (10_000, 2_400, True)),
+            MARKET, self.made.number, ORIGIN, market.digest(announced), version, self.now_ms, self.made.begins_ms,
+            2_000, -1_000, ((30_000, 600, True), (10_000, 2_400, True)),
         )  # fmt: skip
         return self.told(MarketKind.BID, market.sign(self.bid, KEYS["gateway"]))
 

@@ -17,15 +17,18 @@ from bidding_site import (
     MINUTE,
     OTHER_KEY,
     PLAN,
+    T0,
     TOPICS,
     S,
     play,
     second,
 )
+from energybid.agent.market import views
 from energybid.agent.market.messages import REFUSED_AN_HOUR
 from energybid.agent.market.ports import Followed
 from energybid.agent.market.session import RESTART_S
 from energybid.agent.market.splits import Splits
+from energybid.agent.market.views import Story
 from energybid.agent.rounds import State
 from energybid.bidding.curve import Curve, Step
 from energybid.core.entries import MarketKind, MarketReason
@@ -743,20 +746,86 @@ def test_a_bid_is_replaced_where_prices_change_much(tmp_path):
         site.planner.curve = Curve(-2_000, (Step(5_000, 4_000, divisible=True), Step(2_000, 2_000, divisible=False)))
         site.prices(2)
         await asyncio.sleep(2)
-        first = site.bids()[0][1]
         assert [bid.version for bid, _ in site.bids()] == [1, 2]
-        stale = market.sign(
-            market.read(market.Award, site.award(send=False), MARKET_KEY.public)._replace(
-                bid_hash=market.digest(first)
-            ),
-            MARKET_KEY,
-        )
-        site.publish(TOPICS.award, stale)
-        await asyncio.sleep(1)
-        assert site.refused == [MarketReason.OTHER_BID]
         site.award(ticks=5_000)
         await asyncio.sleep(1)
         assert site.state() == "awarded"
+        return site
+
+    play(tmp_path / "j", scene)
+
+
+@pytest.mark.parametrize("down_at", [None, 20, GATE + 5, BEGIN + 10])
+def test_a_bid_whose_second_version_came_too_late_is_awarded_and_followed_as_it_was(tmp_path, down_at):
+    async def scene(site):
+        await bidden(site)
+        first = market.digest(site.bids()[0][1])
+        site.planner.curve, site.planner.schedule_w = Curve(-1_000, CURVE.steps), 3_000
+        site.planner.split = lambda net_w: {"battery": 0, "pump": net_w}
+        site.prices(1)
+        await asyncio.sleep(2)
+        assert [bid.version for bid, _ in site.bids()] == [1, 2]
+        if down_at == 20:
+            await site.restart()
+        await site.until(GATE + 1)
+        site.award(bid_hash=first, net_w=-333)  # not on the second curve's first step at 90.00: that begins at -1,000
+        await asyncio.sleep(1)
+        if down_at == GATE + 5:
+            await site.restart()
+        await site.until(BEGIN + 5)
+        (told,) = site.bidder.status()["rounds"]
+        assert (told["version"], told["schedule_w"]) == (1, 1_000)
+        assert told["versions"] == (3 if down_at == 20 else 2), "a planner that begins anew bids anew"
+        if down_at == BEGIN + 10:
+            await site.restart()
+            await asyncio.sleep(3)
+        last = site.dispatcher.moves[-1]
+        await site.until(END + 5)
+        site.state_money()
+        await asyncio.sleep(1)
+        assert (site.state(), site.refused) == ("settled", [])
+        assert last[1:] == (-333, {"battery": -833, "pump": 0}, "MARKET")
+        return site
+
+    site = play(tmp_path / "j", scene)
+    assert site.confirmations[0].conduct == Conduct.FOLLOWED
+    story = Story()
+    story.tell(site.entries)
+    (view,) = story.rounds.values()
+    said = views.plain(view)["bid"]
+    assert (said["version"], said["versions"], said["floor_w"]) == (1, 3 if down_at == 20 else 2, -2_000)
+    assert any("version 1 (the award answers it, not version " in line for line in views.details(view, 80))
+
+
+def test_the_schedule_of_the_bid_that_was_awarded_is_followed_where_its_award_is_given_up(tmp_path):
+    async def scene(site):
+        await bidden(site)
+        first = market.digest(site.bids()[0][1])
+        site.planner.curve, site.planner.schedule_w = Curve(-1_000, CURVE.steps), 3_000
+        site.prices(1)
+        await asyncio.sleep(2)
+        site.award(bid_hash=first)
+        site.dispatcher.outcome, site.dispatcher.after_s = Followed(Conduct.OVERRIDDEN, "occupant"), 5.0
+        await site.until(BEGIN + 10)
+        return site
+
+    assert play(tmp_path / "j", scene).dispatcher.brief[-2:] == [AWARDED, (126.0, 1_000, "SCHEDULE")]
+
+
+def test_many_versions_of_a_bid_leave_little(tmp_path):
+    async def scene(site):
+        site.round(1, gate_ms=T0 + 3_000 * S, begins_ms=T0 + 4_000 * S)
+        await asyncio.sleep(3)
+        for number in range(1, 13):
+            site.planner.curve = Curve(-2_000 - 500 * number, CURVE.steps)
+            site.planner.schedule_w = site.planner.curve.floor_w
+            site.prices(number)
+            await asyncio.sleep(2)
+        assert [bid.version for bid, _ in site.bids()] == list(range(1, 14))
+        floor = site.bidder._session._floor
+        assert sorted(floor.splits[1]) == list(range(6, 14))
+        assert len(site.known().bids) == 8
+        assert len(site.recorder.journal.recall("market/split/")) == 2
         return site
 
     play(tmp_path / "j", scene)

@@ -24,7 +24,7 @@ KEY_OPTIONS = [text for role in KEYS for text in ("--key", f"{role}={role}.pub.p
 
 
 def trusted(role, kid):
-    return next(key.public for name, key in KEYS.items() if (name, key.public.kid) == (role, kid))
+    return next((key.public for name, key in KEYS.items() if (name, key.public.kid) == (role, kid)), None)
 
 
 def energybid(capsys, *arguments, code=0):
@@ -294,6 +294,36 @@ def test_an_award_that_the_gateway_refused_is_told(tmp_path, monkeypatch, capsys
         err = energybid(capsys, "bundle", "--round", 1, "--journal", "journal.db", "-o", "y", code=1).err
         assert "round 1: its award was refused: late" in err
     assert ("award was there before the interval began: the bundle has no entry of the" in out) == (not again)
+    site.close()
+
+
+@pytest.mark.parametrize(("online", "says"), [(True, "149.5 s before"), (False, "300.5 s after")])
+def test_an_award_of_a_bid_that_was_replaced_is_settled_and_its_successor_shown(tmp_path, capsys, online, says):
+    """What the market must have ignored, or may not have got: by when the successor was at the head-end."""
+    site = Site(tmp_path)
+    site.run(FIRST_MS - 3 * STEP_MS)
+    announced = site.announced(1, FIRST_MS)
+    bidden = site.bidden(announced)
+    site.run(FIRST_MS - 2 * STEP_MS)
+    first, site.online = site.bid, online
+    site.bidden(announced, version=2)
+    site.bidden(announced, version=3)
+    site.bid = first
+    site.run(FIRST_MS - STEP_MS)
+    awarded = site.awarded(bidden, 500)
+    site.run(FIRST_MS)
+    site.online = True
+    site.run(FIRST_MS + QUARTER_MS + STEP_MS, net_w=500)
+    ready = site.settled()
+    messages = Messages(announced, bidden, awarded, None, site.stated(awarded, ready))
+    data = site.logs.bundle(messages, ready.inputs).encode()
+    (tmp_path / "x").write_bytes(data)
+    assert stranger_settlement.settlement(data, PEMS)[2] == ready.settled.amount
+    options = [f"--key={role}={tmp_path / role}.pub.pem" for role in PEMS]
+    out = energybid(capsys, "verify", tmp_path / "x", *options).out
+    shown = "that version 2 of the bid had not reached the market when the gate closed: the award answers version 1"
+    assert f"{shown}; the head-end had its entry {says} the gate closed" in out
+    assert "version 3" not in out
     site.close()
 
 

@@ -1,7 +1,17 @@
 """A gateway's rounds: every cell of the table, every reason to refuse, every moment of an outage."""
 
 import pytest
-from energybid.agent.rounds import KEPT, OPEN_MAX_MS, TABLE, Event, Reason, RefusedMessageError, Rounds, State
+from energybid.agent.rounds import (
+    KEPT,
+    OPEN_MAX_MS,
+    TABLE,
+    VERSIONS_KEPT,
+    Event,
+    Reason,
+    RefusedMessageError,
+    Rounds,
+    State,
+)
 from energybid.core.errors import EvidenceError
 from energybid.sync import market
 from energybid.sync.market import Award, Bid, Statement, Verdict
@@ -32,10 +42,10 @@ class Site:
         self.rounds.announced(self.announcement, now_ms)
         self.log.append((now_ms, self.announcement))
 
-    def bid(self, version=1, expires_ms=BEGINS_MS):
+    def bid(self, version=1, expires_ms=BEGINS_MS, **fields):
         steps = ((9_000, 4_000, True), (8_000, 2_000, False))
         head = MARKET, self.round.number, ORIGIN, market.digest(self.announcement), version
-        bid = Bid(*head, NOW_MS, expires_ms, 1_500, -2_500, steps)
+        bid = Bid(*head, NOW_MS, expires_ms, 1_500, -2_500, steps)._replace(**fields)
         self.message = market.sign(bid, GATEWAY_KEY)
         self.rounds.bid_made(bid, self.message)
         self.log.append((NOW_MS, self.message))
@@ -242,10 +252,40 @@ def test_a_bid_answers_the_announcement_that_was_taken(site):
         site.bid(version=2)
 
 
-def test_only_the_last_bid_counts(site):
+def test_a_bid_that_was_replaced_is_awarded_as_it_stood(site):
     first = site.award()
-    site.bid(version=2)
+    site.bid(version=2, expires_ms=NOW_MS + 5, schedule_w=0, floor_w=0, steps=())
+    second = site.award(counter=2)
+    assert site.refused(site.take, second, NOW_MS) is Reason.NOT_OFFERED, "to the second bid what the first offered"
+    assert site.refused(site.take, second) is Reason.LATE
+    assert site.known.bid.version == 2
+    site.take(first)
+    assert (site.state, site.known.bid.version, site.known.versions) == (State.AWARDED, 1, 2)
+    assert site.known.target_w is None
+    site.rounds.advance(BEGINS_MS - MINUTE_MS)
+    again = Site()
+    again.rounds.restore(site.log)
+    assert again.known == site.known
+    site.rounds.advance(BEGINS_MS)
+    assert site.known.target_w == 1_500
+    site.rounds.advance(ENDS_MS)
+    assert not site.known.bids
+    site.rounds.stated(site.statement())
+    assert site.state is State.SETTLED
+
+
+def test_a_bid_that_was_replaced_many_times_is_over(site):
+    first = site.award()
+    for version in range(2, VERSIONS_KEPT + 1):
+        site.bid(version=version)
+    second = site.award(counter=2)
+    site.bid(version=VERSIONS_KEPT + 1)
     assert site.refused(site.take, first) is Reason.OTHER_BID
+    site.take(second)
+
+
+def test_versions_of_a_bid_grow_until_the_gate(site):
+    site.bid(version=2)
     with pytest.raises(ValueError, match="no newer version"):
         site.bid(version=2)
     site.rounds.advance(ROUND.gate_ms)

@@ -30,6 +30,8 @@ A = TypeVar("A", Award, Statement)
 
 KEPT = 1024
 """Rounds that are remembered, for statements that come late; older ones are in the log."""
+VERSIONS_KEPT = 8
+"""Of a round's bid, so many versions may be awarded, the newest: a market may not have got what replaced one."""
 OPEN_MAX_MS = 2 * 86_400_000
 """A round that begins later than this from now is not taken up: a market's clock or ours is wrong."""
 
@@ -115,7 +117,7 @@ class Reason(StrEnum):
     TOO_FAR = "begins too far from now"
     LATE = "came after its time"
     REPLAYED = "its counter was there before"
-    OTHER_BID = "answers another bid than the last one sent"
+    OTHER_BID = "answers no bid of this gateway for the round, or one that was replaced many times"
     OTHER_AWARD = "is about another award"
     NOT_OFFERED = "awards what the bid did not offer"
     NOT_NOW = "does not fit the state of the round"
@@ -152,9 +154,14 @@ class Known:
     """When it was announced here."""
     state: State = State.ANNOUNCED
     bid: Bid | None = None
+    """The last one made; where an award answers an earlier one, that."""
     bid_hash: bytes = b""
     bid_message: bytes = b""
     """As it was signed; forgotten when the interval is over."""
+    versions: int = 0
+    """Of the last bid that was made."""
+    bids: dict[bytes, bytes] = field(default_factory=dict)
+    """Hash → bid as it was signed, of the last versions; forgotten when the interval is over."""
     award: Award | None = None
     award_hash: bytes = b""
     confirmation: bytes = b""
@@ -189,9 +196,17 @@ class Known:
         self.state = following or self.state
         return following is not None
 
+    def bidden(self, bid: Bid, message: bytes) -> None:
+        """A bid was made; the ones before it may have been all that the market got in time."""
+        self.bid, self.bid_hash, self.bid_message, self.versions = bid, market.digest(message), message, bid.version
+        self.bids[self.bid_hash] = message
+        if len(self.bids) > VERSIONS_KEPT:
+            del self.bids[next(iter(self.bids))]
+
     def shrink(self) -> None:
         """Keep only what a statement may need: the interval is over, and many rounds are kept."""
         self.bid_message = b""
+        self.bids.clear()
         self.bid = self.bid and self.bid._replace(steps=())
 
 
@@ -240,27 +255,30 @@ class Rounds:
             ValueError: It does not fit the round: our own bug.
         """
         known = self.known[bid.number]
-        if bid.round_hash != known.round_hash or (known.bid and bid.version <= known.bid.version):
+        if bid.round_hash != known.round_hash or bid.version <= known.versions:
             raise ValueError(f"round {bid.number}: the bid is for another announcement, or no newer version")
         if Event.GATE in known.passed or not known.become(Event.BID_MADE):
             raise ValueError(f"round {bid.number}: no bid can be made any more")
-        known.bid, known.bid_hash, known.bid_message = bid, market.digest(message), message
+        known.bidden(bid, message)
 
     def awarded(self, message: bytes, now_ms: int, *, retained: bool = False) -> Known:
-        """An award came.
+        """An award came. What it answers is the round's bid from then on, also where that was replaced since.
 
         Raises:
             RefusedMessageError: It counts for nothing.
         """
         award, known, what = self._answer(Award, message, retained=retained)
-        if known.bid is None or award.bid_hash != known.bid_hash:
+        bid_message = known.bids.get(award.bid_hash)
+        if bid_message is None:
             raise RefusedMessageError(Reason.OTHER_BID, what)
-        if now_ms >= min(known.round.begins_ms, known.bid.expires_ms):
+        bid = market.told(Bid, bid_message)
+        if now_ms >= min(known.round.begins_ms, bid.expires_ms):
             raise RefusedMessageError(Reason.LATE, what)
-        if not fits(known.round, known.bid, award):
+        if not fits(known.round, bid, award):
             raise RefusedMessageError(Reason.NOT_OFFERED, what)
         if not known.become(Event.AWARD if award.verdict == Verdict.AWARDED else Event.NO_TRADE):
             raise RefusedMessageError(Reason.NOT_NOW, what)
+        known.bid, known.bid_hash, known.bid_message = bid, award.bid_hash, bid_message
         known.award, known.award_hash = award, market.digest(message)
         self._counters[Award] = award.counter
         return known

@@ -268,7 +268,7 @@ class MarketReason:
     REPLAYED = 8
     """Its counter was there before."""
     OTHER_BID = 9
-    """Answers another bid than the last one sent."""
+    """Answers no bid of the gateway for the round, or one that was replaced many times."""
     OTHER_AWARD = 10
     """Is about another award."""
     NOT_OFFERED = 11

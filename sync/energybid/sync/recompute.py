@@ -35,7 +35,7 @@ from energybid.sync.logged import REASONS
 from energybid.sync.market import Award, Bid, Confirmation, Pricing, Round, Statement, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 KeyFor = Callable[[str, bytes], cose.PublicKey | None]
 """(Role, kid) → the key that the verifier trusts in that role: market, gateway (bids), log, headend; or None."""
@@ -80,6 +80,8 @@ class Proven(NamedTuple):
     """From the readings, for every interval that the programme may ask for."""
     logged: tuple[Logged, ...]
     """The messages of which the bundle has the log's entries, in the order of the round."""
+    newer: tuple[Logged, ...]
+    """Bids of the round that the gateway made after the one that the award answers, ``what`` being ``version N``."""
 
 
 class Check(NamedTuple):
@@ -274,9 +276,16 @@ def _proven(bundle: Bundle, key_for: KeyFor | None) -> tuple[Proven, baseline_ru
     need(all(checkpoint.origin == offered.origin for checkpoint in checkpoints), "a checkpoint is of another gateway")
     entries = _by_epoch(bundle.logs, checkpoints)
     loads = register_loads((sorted(each.items()) for each in entries.values()), inputs, wanted)
-    logged = _logged(bundle, entries, checkpoints, receipts)
+    messages = {(kind, message): what for what, kind in _KINDS if (message := getattr(bundle, what)) is not None}
+    places = list(_places(entries, checkpoints, receipts))
+    logged = _logged(messages, places)
+    newer = tuple(
+        each._replace(what=f"version {market.told(Bid, entry.message).version}")
+        for each, entry in places
+        if is_newer(offered, entry)
+    )
     said = made, offered, awarded, done, stated, inputs
-    return Proven(*said, checkpoints, receipts, signers, loads, logged), programme
+    return Proven(*said, checkpoints, receipts, signers, loads, logged, newer), programme
 
 
 def _by_epoch(logs: Sequence[LogPart], checkpoints: Sequence[Checkpoint]) -> dict[bytes, dict[int, Entry]]:
@@ -312,25 +321,42 @@ _KINDS = (
 )
 
 
-def _logged(
-    bundle: Bundle,
+def _places(
     entries: Mapping[bytes, Mapping[int, Entry]],
     checkpoints: Sequence[Checkpoint],
     receipts: Sequence[Receipt | None],
-) -> tuple[Logged, ...]:
-    """The bundle's messages among the log's entries: where one was taken, that; else where it was refused first."""
-    wanted = {(kind, message): what for what, kind in _KINDS if (message := getattr(bundle, what)) is not None}
-    found: dict[str, Logged] = {}
+) -> Iterator[tuple[Logged, MarketMessage]]:
+    """The market's messages among the log's entries, in their order."""
     for epoch, log in entries.items():
         timeline = _timeline(log.items())
         bounds = [(c.size, r.time_ms) for c, r in zip(checkpoints, receipts, strict=True) if r and c.epoch == epoch]
         for sequence, entry in sorted(log.items()):
-            if isinstance(entry, MarketMessage) and (entry.kind, entry.message) in wanted:
-                what = wanted[entry.kind, entry.message]
+            if isinstance(entry, MarketMessage):
                 by_ms = min((time_ms for size, time_ms in bounds if size > sequence), default=None)
-                this = Logged(what, epoch, sequence, timeline.correct(entry), by_ms, entry.reason)
-                found[what] = min(found.get(what, this), this, key=_is_refused)
+                yield Logged("", epoch, sequence, timeline.correct(entry), by_ms, entry.reason), entry
+
+
+def _logged(
+    wanted: Mapping[tuple[int, bytes], str], places: Iterable[tuple[Logged, MarketMessage]]
+) -> tuple[Logged, ...]:
+    """The bundle's messages in the log: where one was taken, that entry; else where it was refused first."""
+    found: dict[str, Logged] = {}
+    for place, entry in places:
+        what = wanted.get((entry.kind, entry.message))
+        if what is not None:
+            found[what] = min(found.get(what, place), place, key=_is_refused)._replace(what=what)
     return tuple(found[what] for what, _ in _KINDS if what in found)
+
+
+def is_newer(bid: Bid, entry: Entry) -> bool:
+    """Whether an entry is a bid that the gateway made for the same round after another."""
+    if not isinstance(entry, MarketMessage) or (entry.kind, entry.reason) != (MarketKind.BID, MarketReason.NONE):
+        return False
+    try:
+        other = market.told(Bid, entry.message)
+    except EvidenceError:
+        return False
+    return other[:3] == bid[:3] and other.version > bid.version
 
 
 def _is_refused(logged: Logged) -> bool:

@@ -20,7 +20,7 @@ from energybid.sync.bundle import Bundle, Inputs, LogPart
 from energybid.sync.gather import chosen, prove
 from energybid.sync.index import LogIndex
 from energybid.sync.market import Award, Bid, Confirmation, Round, Statement, Verdict
-from energybid.sync.recompute import event_of, register_loads, settle_round
+from energybid.sync.recompute import event_of, is_newer, register_loads, settle_round
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -241,12 +241,17 @@ class Logs:
         return Bundle(*messages, inputs.encode(), tuple(parts))
 
     def _told(self, epoch: bytes, messages: Messages) -> set[int]:
-        """Sequences of the round's messages up to the confirmation, even if refused: the statement tells by itself."""
+        """Sequences of the round's messages up to the confirmation, even if refused: the statement tells by itself.
+
+        With them the version that replaced the bid which the award answers, where there is one.
+        """
         entries = sorted(self._indices[epoch].messages.items(), reverse=True)
         refused = {entry.message: sequence for sequence, entry in entries}
         taken = {entry.message: sequence for sequence, entry in entries if entry.reason == MarketReason.NONE}
         found = refused | taken
-        return {found[message] for message in messages[:4] if message in found}
+        bid = market.told(Bid, messages.bid)
+        newer = [sequence for sequence, entry in reversed(entries) if is_newer(bid, entry)][:1]
+        return {found[message] for message in messages[:4] if message in found} | set(newer)
 
     def _newest_ms(self, obis: bytes) -> int | None:
         newest = (index.newest_ms(obis) for index in self._indices.values())

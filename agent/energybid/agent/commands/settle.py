@@ -21,7 +21,7 @@ from energybid.sync import market
 from energybid.sync.bundle import FILE_MAX, Bundle, parse_bundle, parse_inputs
 from energybid.sync.logged import REASONS
 from energybid.sync.market import Award, Bid, Conduct, Confirmation, Round, Statement, Verdict
-from energybid.sync.recompute import Outcome, verify
+from energybid.sync.recompute import Logged, Outcome, verify
 
 HELP = "recompute what a market round is worth from its evidence bundle"
 EXAMPLES = """\
@@ -236,7 +236,20 @@ def _not_shown(outcome: Outcome) -> list[str]:
         else:
             continue
         said.append(f"that the {what} was there before {moment}: {why}")
-    return said
+    return said + [_newer(each, outcome) for each in outcome.proven.newer]
+
+
+def _newer(newer: Logged, outcome: Outcome) -> str:
+    """A bid that replaced the awarded one, if it reached the market in time: the award tells that it did not."""
+    by_ms, gate_ms = newer.receipt_ms, outcome.proven.round.gate_ms
+    when = "the bundle has no receipt over its entry"
+    if by_ms is not None:
+        way = "before" if by_ms <= gate_ms else "after"
+        when = f"the head-end had its entry {abs(gate_ms - by_ms) / 1000:.1f} s {way} the gate closed"
+    return (
+        f"that {newer.what} of the bid had not reached the market when the gate closed: the award answers version"
+        f" {outcome.proven.bid.version}; {when}"
+    )
 
 
 def _unconfirmed(programme: bytes) -> int:

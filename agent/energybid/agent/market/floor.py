@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from energybid.agent.market.desk import PlannerError
 from energybid.agent.market.splits import Splits
+from energybid.agent.rounds import VERSIONS_KEPT
 from energybid.core.errors import EvidenceError, JournalStalledError
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("energybid.market")
 
 SPLITS = "market/split/"
-"""Where the journal keeps the splits of bids, by the round's number modulo ``SPLITS_KEPT``."""
-SPLITS_KEPT = 32
+"""Where the journal keeps the splits of the last two versions of each bid, in ``SPLITS_KEPT`` slots."""
+SPLITS_KEPT = 64
 SPLITS_MAX = 2048
 """Bytes; a longer one is not kept, and planned anew after a restart."""
 HOUR_MS = 3_600_000
@@ -68,10 +69,8 @@ class Floor:
     outbox: Outbox
     desk: Desk
     site: Site
-    splits: dict[int, Splits] = field(default_factory=dict)
-    """Of the last plan for each round, by its number."""
-    facts: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """What the planner tells of it."""
+    splits: dict[int, dict[int, Splits]] = field(default_factory=dict)
+    """Of the plans for each round, by its number and the bid's version; version 0 was not bid."""
     tell: Callable[[], None] = lambda: None
     """What became of a round is to be told on the status topic."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -101,38 +100,42 @@ class Floor:
         base_w = self.site.assets.base_w()
         return await self.desk.ask(planned, self.site.planner, made, assets, base_w, self.now_ms())
 
-    def keep(self, number: int, splits: Splits, facts: dict[str, Any]) -> None:
-        """Hold the plan of a round; forget those of rounds that are over."""
-        self.splits[number], self.facts[number] = splits, facts
-        if len(self.splits) > 2 * SPLITS_KEPT:
+    def keep(self, number: int, version: int, splits: Splits) -> None:
+        """Hold the plan of a round; forget those that no award can be for."""
+        found = self.splits.setdefault(number, {})
+        found[version] = splits
+        if len(found) > VERSIONS_KEPT:
+            del found[min(found)]
+        if len(self.splits) > SPLITS_KEPT:
             for old in [old for old in self.splits if not self._open(old)]:
-                del self.splits[old], self.facts[old]
+                del self.splits[old]
 
     def _open(self, number: int) -> bool:
         known = self.rounds.known.get(number)
         return known is not None and known.open
 
     async def splits_of(self, known: Known) -> Splits | None:
-        """The splits of a round's last plan, planned now where there is none; None where nobody can say."""
-        number = known.round.number
-        if number not in self.splits:
+        """The splits of a round's bid, planned now where there are none; None where nobody can say."""
+        number, version = known.round.number, known.bid.version if known.bid else 0
+        found = self.splits.get(number, {})
+        if version not in found:
             try:
-                made, splits = await self.plan(known.round)
+                _, splits = await self.plan(known.round)
             except PlannerError as error:
                 logger.info("round %d: no plan (%s): the assets are left alone", number, error)
                 return None
-            self.keep(number, splits, dict(made.facts))
-        return self.splits[number]
+            self.keep(number, version, splits)
+        return self.splits[number][version]
 
     # ------------------------------------------------------------ over a restart
 
     async def remember(self, number: int, version: int) -> None:
         """Keep the splits of a bid that was made; what the disk does not take is planned anew after a restart."""
-        data = version.to_bytes(4, "big") + number.to_bytes(8, "big") + self.splits[number].encode()
+        data = version.to_bytes(4, "big") + number.to_bytes(8, "big") + self.splits[number][version].encode()
         if len(data) > SPLITS_MAX:
             return
         try:
-            key = f"{SPLITS}{number % SPLITS_KEPT}"
+            key = f"{SPLITS}{(2 * number + version % 2) % SPLITS_KEPT}"
             await self.platform.offload(self.recorder.journal.remember, key, data)
         except JournalStalledError as error:
             logger.warning("round %d: the split of its bid is not kept: %s", number, error)
@@ -142,10 +145,10 @@ class Floor:
         for data in (await self.platform.offload(self.recorder.journal.recall, SPLITS)).values():
             version, number = int.from_bytes(data[:4], "big"), int.from_bytes(data[4:12], "big")
             known = self.rounds.known.get(number)
-            if known is None or not known.open or known.bid is None or known.bid.version != version:
+            if known is None or not known.open or not 0 < version <= known.versions:
                 continue
             try:
-                self.splits[number] = Splits.decode(data[12:])
+                self.keep(number, version, Splits.decode(data[12:]))
             except EvidenceError as error:
                 logger.warning("round %d: %s; it is planned anew", number, error)
 

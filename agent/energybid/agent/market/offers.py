@@ -155,7 +155,7 @@ class Offers:
             number=made.number,
             origin=floor.origin,
             round_hash=known.round_hash,
-            version=known.bid.version + 1 if known.bid else 1,
+            version=known.versions + 1,
             time_ms=at_ms,
             expires_ms=made.begins_ms,
             schedule_w=planned.schedule_w,
@@ -167,7 +167,7 @@ class Offers:
         except EvidenceError as error:
             logger.error("round %d: no bid: %s", made.number, error)  # noqa: TRY400  no bug of this module
             return
-        floor.keep(made.number, splits, dict(planned.facts))
+        floor.keep(made.number, bid.version, splits)
         sequence = floor.log.taken(MarketKind.BID, message, at_ms)
         if sequence is None:
             return

@@ -46,7 +46,7 @@ RESENT_MS, RESENT_MAX = 86_400_000, 32
 """Confirmations without a statement that are sent again after a restart: so old and so many at most."""
 CURVE_MAX = 32
 """Steps of a bid in the status, at most; a longer one is in the log and in ``energybid bids``."""
-_SAID = ("net_w", "price", "verdict", "schedule_w", "delivered_wh", "amount")
+_SAID = ("version", "versions", "net_w", "price", "verdict", "schedule_w", "delivered_wh", "amount")
 _NO_TEXT = re.compile(r"[^A-Za-z0-9._:/ -]")
 
 
@@ -318,6 +318,8 @@ def round_status(known: Known) -> dict[str, Any]:
     }
     if known.bid:
         found |= {"version": known.bid.version, "schedule_w": known.bid.schedule_w}
+        if known.versions > known.bid.version:
+            found["versions"] = known.versions
         if known.bid.steps and len(known.bid.steps) <= CURVE_MAX:
             found["floor_w"] = known.bid.floor_w
             found["steps"] = [

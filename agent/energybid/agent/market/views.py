@@ -43,13 +43,15 @@ class RoundView:
 
     known: Known
     versions: int = 0
-    """Bids that were made."""
+    """Of the last bid that was made."""
     confirmation: Confirmation | None = None
     statements: int = 0
     refused: list[tuple[int, str, str]] = field(default_factory=list)
     """(When, which message, why) of messages about it that counted for nothing."""
     bid: Bid | None = None
-    """The last one."""
+    """The one that the award answers; without one the last."""
+    bids: dict[bytes, Bid] = field(default_factory=dict)
+    """All, by their hash, until one is answered."""
 
     @property
     def made(self) -> Round:
@@ -129,14 +131,16 @@ class Story:
         view = self.rounds.get((bid.market, bid.number))
         if view is not None:
             view.known.become(Event.BID_MADE)
-            view.known.bid_hash = market.digest(message)
-            view.bid, view.versions = bid, view.versions + 1
+            view.bid, view.versions = bid, bid.version
+            view.bids[market.digest(message)] = bid
 
     def _award(self, award: Award, message: bytes) -> None:
         view = self.rounds.get((award.market, award.number))
         if view is not None:
             view.known.become(Event.AWARD if award.verdict == Verdict.AWARDED else Event.NO_TRADE)
             view.known.award, view.known.award_hash = award, market.digest(message)
+            view.bid = view.bids.get(award.bid_hash, view.bid)
+            view.bids.clear()
 
     def _statement(self, statement: Statement) -> None:
         view = self.rounds.get((statement.market, statement.number))
@@ -180,8 +184,8 @@ def plain(view: RoundView) -> dict[str, Any]:
             {"price": _price(view, ticks), "power_w": power_w, "divisible": divisible}
             for ticks, power_w, divisible in view.bid.steps
         ]
-        bid = {"version": view.bid.version, "schedule_w": view.bid.schedule_w, "floor_w": view.bid.floor_w}
-        found["bid"] = bid | {"steps": steps}
+        bid = {"version": view.bid.version, "versions": view.versions, "schedule_w": view.bid.schedule_w}
+        found["bid"] = bid | {"floor_w": view.bid.floor_w, "steps": steps}
     if known.award:
         verdict = Verdict(known.award.verdict).name.lower()
         found["award"] = {"verdict": verdict, "net_w": known.award.net_w, "price": _price(view, known.award.ticks)}
@@ -257,7 +261,8 @@ def details(view: RoundView, width: int) -> list[str]:
         f"  baseline  {made.programme}",
     ]
     if view.bid:
-        lines.append(f"  bid       version {view.bid.version}, schedule {view.bid.schedule_w:,} W")
+        later = f" (the award answers it, not version {view.versions})" if view.bid.version < view.versions else ""
+        lines.append(f"  bid       version {view.bid.version}{later}, schedule {view.bid.schedule_w:,} W")
     if known.award:
         lines.append(f"  award     {_award_text(view)}" + (f" {made.currency}/MWh" if _awarded(view) else ""))
     if view.confirmation:

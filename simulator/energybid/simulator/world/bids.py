@@ -97,7 +97,7 @@ class BidWatch:
             violated: Called with whatever does not hold.
         """
         self.counts: Counter[str] = Counter()
-        """Bids, awards, statements that count, conducts, refused messages."""
+        """Bids, awards, those of older versions of a bid, statements that count, conducts, refused messages."""
         self.scarred: Callable[[], bool] = lambda: False
         """Its journal was damaged: what it knew may be gone."""
         self._origin, self._topics, self._keys, self._clock = origin, topics, keys, clock
@@ -108,7 +108,8 @@ class BidWatch:
         """Awards and statements that the market has sent."""
         self._signed: dict[tuple[str, int, int], bytes] = {}
         self._rounds: dict[bytes, Round] = {}
-        self._bids: dict[int, tuple[bytes, Bid]] = {}
+        self._bids: dict[bytes, Bid] = {}
+        """Hash → every version."""
         self._awards: dict[int, tuple[bytes, Award]] = {}
         self._coming: list[_Coming] = []
         self._disturbed_s: list[float] = []
@@ -147,7 +148,7 @@ class BidWatch:
         self._ours.add(message)
         bid = market.read(Bid, message, self._keys.gateway)
         self._once("bid", bid.number, bid.version, message)
-        self._bids[bid.number] = message, bid
+        self._bids[market.digest(message)] = bid
         self.counts["bids"] += 1
 
     def _once(self, what: str, number: int, counter: int, message: bytes) -> None:
@@ -165,19 +166,19 @@ class BidWatch:
     def _award(self, sequence: int, entry: MarketMessage) -> None:
         """An award that counts: all about it is looked at again, and otherwise than the product does."""
         award = market.read(Award, entry.message, self._keys.market)
-        message, bid = self._bids.get(award.number, (b"", None))
+        bid = self._bids.get(award.bid_hash)
         made = bid and self._rounds.get(bid.round_hash)
         if award.number in self._awards:
             self._wrong("award", f"entry {sequence}: an award of round {award.number} counts, and is not the first")
-        elif bid is None or made is None or award.bid_hash != market.digest(message):
-            self._wrong(
-                "award", f"entry {sequence}: an award of round {award.number} answers another bid than the last"
-            )
+        elif bid is None or made is None or bid.number != award.number:
+            self._wrong("award", f"entry {sequence}: an award of round {award.number} answers no bid for it")
         elif not offered(bid, award):
             self._wrong("award", f"entry {sequence}: {award.net_w} W at {award.ticks} ticks were not offered: {bid}")
         elif entry.time_ms >= min(made.begins_ms, bid.expires_ms):
             self._wrong("award", f"entry {sequence}: the award of round {award.number} came too late")
         self._awards[award.number] = entry.message, award
+        versions = [other.version for other in self._bids.values() if other.number == award.number]
+        self.counts["older"] += bid is not None and bid.version < max(versions)
         self.counts["awards"] += award.verdict == Verdict.AWARDED
 
     # ------------------------------------------------------------ what comes
@@ -256,7 +257,7 @@ class BidWatch:
         self._wrong("target", f"entry {sequence}: a number of the market's, and no award that counts is for now")
 
     def _made(self, award: Award) -> Round | None:
-        _, bid = self._bids.get(award.number, (b"", None))
+        bid = self._bids.get(award.bid_hash)
         return bid and self._rounds.get(bid.round_hash)
 
     def _confirmed(self, message: bytes) -> None:
