@@ -5,7 +5,10 @@ import logging
 import numpy as np
 import pytest
 from energybid.agent.market.planner import PIECE_BYTES, SitePlanner
+from energybid.agent.market.ports import Weather
+from energybid.bidding.assets import Pv
 from energybid.bidding.assets_stores import Battery
+from energybid.bidding.planning_weather import SITE
 from energybid.core.cose import PrivateKey
 from energybid.sync.market import Bid, PriceCurve, Prices, Round, digest, sign
 
@@ -101,6 +104,103 @@ def test_only_the_day_so_far_is_written_during_a_day(taught):
     taught.load(T0 + 4 * DAY_MS + 900_000, 2_000, 100)
     changed = {name for name, piece in taught.state().items() if state.get(name) != piece}
     assert changed == {"today/00"}
+
+
+# ------------------------------------------------------------ the weather
+
+
+ROOF = Pv(forecast_w=(3_000,))
+NOON = T0 + 4 * DAY_MS + 12 * STEP_MS
+
+
+def sky_w(at_ms: int) -> float:
+    return 3_000 * max(0.0, float(np.sin((at_ms % DAY_MS / STEP_MS - 6) / 12 * np.pi)))
+
+
+def under_a_sky(held=range(0)) -> SitePlanner:
+    """Half a week of sun; in the hours of ``held`` (UTC) a limit held the roof at 500 W."""
+    planner = SitePlanner("demo/power", 10_000, 10_000)
+    for at_ms in range(T0, NOON, 900_000):
+        limited = at_ms % DAY_MS // STEP_MS in held
+        power_w = None if limited else sky_w(at_ms + 450_000)
+        planner.weather(at_ms, Weather({SITE: 5.0, "room": 5.0 + sky_w(at_ms) / 300}, {"roof": power_w}))
+        planner.load(at_ms, 500, 0)
+    return planner
+
+
+def sun_w(planner: SitePlanner, begins_ms: int, now_ms: int = NOON, roof: Pv = ROOF) -> int:
+    """What a planned round counts on."""
+    planned = planner.plan(made(begins_ms), [("roof", roof)], 0, now_ms)
+    return -planned.split(planned.curve.floor_w)["roof"]
+
+
+def test_a_round_at_night_that_is_planned_at_noon_has_no_sun():
+    planner = under_a_sky()
+    assert sun_w(planner, NOON) == pytest.approx(3_000, abs=100)
+    assert sun_w(planner, NOON + 10 * STEP_MS) == 0
+    assert sun_w(planner, NOON + 22 * STEP_MS) == pytest.approx(sky_w(NOON - 1.5 * STEP_MS), rel=0.1)
+    nobody_knows = SitePlanner("demo/power", 10_000, 10_000)
+    assert sun_w(nobody_knows, NOON) == 3_000
+    assert sun_w(nobody_knows, NOON + 10 * STEP_MS) == 0
+
+
+def test_what_a_limit_left_of_the_sun_is_not_learned():
+    planner = under_a_sky(held=range(9, 12))
+    assert sun_w(planner, NOON + 22 * STEP_MS) == 0, "of a time of day that nobody saw nothing is promised"
+    planner.weather(NOON, Weather({}, {"roof": None}))
+    morning = planner.planning.weather.roofs["roof"].expected(NOON + 18 * STEP_MS, STEP_MS, 3, NOON, None)
+    assert morning == pytest.approx([sky_w(NOON + n * STEP_MS + STEP_MS // 2) for n in (18, 19, 20)], rel=0.1, abs=40)
+
+
+def test_what_was_learned_of_the_weather_comes_back_and_is_small():
+    planner = under_a_sky()
+    state = planner.state()
+    assert sum(len(piece) for name, piece in state.items() if name.startswith("weather/")) < 1_200
+    again = SitePlanner("demo/power", 10_000, 10_000)
+    again.restore(state)
+    for hours in (0, 10, 22):
+        assert sun_w(again, NOON + hours * STEP_MS) == pytest.approx(sun_w(planner, NOON + hours * STEP_MS), abs=60)
+    assert again.planning.weather.places.keys() == {SITE, "room"}
+
+
+def test_a_state_of_before_is_read_and_a_damaged_sky_is_forgotten(caplog):
+    planner = under_a_sky()
+    state = planner.state()
+    old = {name: piece for name, piece in state.items() if not name.startswith("weather/")}
+    again = SitePlanner("demo/power", 10_000, 10_000)
+    with caplog.at_level(logging.WARNING, "energybid.market"):
+        again.restore(old)
+        assert caplog.text == ""
+        assert again.planning.loads.today is not None
+        for piece in (b"", state["weather/00"][:-1] + b"?", state["loads/00"]):
+            again.restore({**state, "weather/00": piece})
+            assert "weather: what was learned is not taken up" in caplog.text
+            caplog.clear()
+    assert again.planning.weather.roofs == {}
+    assert sun_w(again, NOON) == 3_000
+
+
+def test_the_load_models_get_the_temperature():
+    planner = under_a_sky()
+    days = planner.planning.loads.forecaster.state()["days"]
+    assert [warmth for _, warmth in days] == [5.0] * 4
+    assert planner.planning.loads._facts(planner.planning.loads.today).temperature_c == 5.0
+
+
+def test_a_person_has_a_model_go_back(taught):
+    planner = SitePlanner("demo/power", 10_000, 10_000, "Europe/Berlin")
+    planner.restore(taught.state())
+    with pytest.raises(ValueError, match="yesterday learns nothing"):
+        planner.roll_back(None)
+    with pytest.raises(ValueError, match="those that have versions: regression, regression-temperature"):
+        planner.roll_back("mean")
+    assert planner.roll_back("regression") == ("regression", 2)
+    with pytest.raises(ValueError, match="version 2 is of today"):
+        planner.roll_back("regression")
+    again = SitePlanner("demo/power", 10_000, 10_000, "Europe/Berlin")
+    again.restore(planner.state())
+    versions = {standing.model: standing.version for standing in again.planning.loads.forecaster.standings()}
+    assert versions["regression"] == 2
 
 
 @pytest.mark.parametrize("kind", ["prices", "loads"])

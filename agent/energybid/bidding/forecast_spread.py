@@ -49,7 +49,7 @@ class Spread:
         pool = np.vstack(shifted)
         empty = ~np.isfinite(pool).any(axis=0)
         pool[0, empty] = 0.0
-        parts = _quantiles(pool, self._aims)
+        parts = quantiles(pool, self._aims)
         parts[len(LEVELS) // 2] = 0.0
         middle = len(LEVELS) // 2
         parts[:middle] = np.minimum(parts[:middle], 0.0)
@@ -117,13 +117,16 @@ class Spread:
         self._product, self._square = float(state["product"]), float(state["square"])
 
 
-def _quantiles(pool: Array, aims: Array) -> Array:
-    """Of each column, NaN left out: levels x columns. ``numpy.nanquantile`` goes column by column in Python."""
+def quantiles(pool: Array, aims: Array) -> Array:
+    """Of each column, NaN left out: levels x columns; NaN of a column that has nothing else.
+
+    ``numpy.nanquantile`` goes column by column in Python.
+    """
     rising = np.sort(pool, axis=0)
     count = np.isfinite(pool).sum(axis=0)
     place = aims[:, None] * (count - 1)
-    low = place.astype(np.intp)
-    high = np.minimum(low + 1, count - 1)
+    low = np.maximum(place, 0.0).astype(np.intp)
+    high = np.minimum(low + 1, np.maximum(count - 1, 0))
     columns = np.arange(pool.shape[1])
     below, above = rising[low, columns], rising[high, columns]
     made: Array = below + (above - below) * (place - low)

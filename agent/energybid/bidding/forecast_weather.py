@@ -9,11 +9,11 @@ since 1970.
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from energybid.bidding.forecast_spread import quantiles
 from energybid.bidding.packed import plain
 
 if TYPE_CHECKING:
@@ -132,10 +132,10 @@ class Roof:
 
     def _courses(self) -> tuple[Array, Array]:
         """Under a clear sky, and typically; NaN where nothing is known of a time of day."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a time of day that nobody saw: NaN is meant
-            clear = np.nanquantile(self._days, CLEAR, axis=0)
-            return clear, np.minimum(np.nanmean(self._days, axis=0), clear)
+        clear = quantiles(self._days, np.array([CLEAR]))[0]
+        known = np.isfinite(self._days)
+        typical = np.where(known, self._days, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+        return clear, np.minimum(typical, clear)
 
     def expected(self, begins_ms: int, step_ms: int, count: int, now_ms: int, measured_w: float | None) -> Array:
         """What it would give in consecutive steps, W, 0 or more.

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from energybid.bidding.forecast_models import Array
 
-SITE = ""
-"""Name of the temperature that the load's models are given; the others have the names of their assets."""
+SITE = "/"
+"""Name of the temperature that the load's models are given; the others have their assets' names (none is this)."""
 KEPT_MS = 21 * DAY_MS
 """What was not seen for so long is forgotten: its asset is gone."""
 LAST_MS = 2 * SLOT_MS

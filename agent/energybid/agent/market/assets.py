@@ -23,6 +23,7 @@ from energybid.agent.market.learning import FIT_EVERY, KEEP_EVERY, SLOT_MS, Lear
 from energybid.agent.market.live import Live, Trace, Value
 from energybid.agent.market.ports import Slot, Weather
 from energybid.agent.market.times import window
+from energybid.bidding.planning_weather import SITE
 from energybid.core.errors import JournalStalledError
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ class Assets:
         thermal = [unit.plan for unit in self.units.values() if isinstance(unit.plan, plans.ThermalPlan)]
         sensors = {plan.name: plan.outside for plan in thermal if plan.outside}
         site = self._plan.outside or next(iter(sensors.values()), None)
-        found = {name: self.live.number(sensor) for name, sensor in {"": site, **sensors}.items()}
+        found = {name: self.live.number(sensor) for name, sensor in {SITE: site, **sensors}.items()}
         sun_w: dict[str, float | None] = {}
         for name, unit in self.units.items():
             power_w = unit.sun.mean(begin_s, end_s) if unit.sun else None

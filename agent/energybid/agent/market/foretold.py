@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LIKELY, MIDDLING, MIDDLE = "░", "▓", "█"
 """10 to 90 %, 25 to 75 %, the forecast itself."""
+OUTDOORS = "outdoors"
+"""Around the site; the other temperatures are those around assets."""
 BAR_MIN = 12
 _HEADS = ("", "model", "version", "loss", "version before")
 
@@ -39,7 +41,8 @@ def foretold(planning: Planning, timezone: str, now_ms: int) -> dict[str, Any]:
     )
     at = now_ms // SLOT_MS * SLOT_MS, SLOT_MS, SLOTS
     sun_w = {name: roof.expected(*at, now_ms, None).round().tolist() for name, roof in weather.roofs.items()}
-    outside = {name: place.expected(middles(*at)).mean(axis=1) for name, place in weather.places.items()}
+    places = {OUTDOORS if name == SITE else name: place for name, place in weather.places.items()}
+    outside = {name: place.expected(middles(*at)).mean(axis=1) for name, place in places.items()}
     outside_c = {name: found.round(1).tolist() for name, found in outside.items()}
     return {
         "time": moment_text(now_ms),
@@ -128,8 +131,7 @@ def _text(pair: list[dict[str, Any]]) -> str:
     loads = [slot["load_w"][len(LEVELS) // 2] for slot in pair if slot["load_w"]]
     parts = [f"{sum(loads) / len(loads):7,.0f} W"] if loads else []
     parts += [f"{name} {_mean(pair, 'sun_w', name):7,.0f} W" for name in pair[0]["sun_w"]]
-    places = {name: "outdoors" if name == SITE else f"at {name}" for name in pair[0]["outside_c"]}
-    parts += [f"{label} {_mean(pair, 'outside_c', name):5.1f} °C" for name, label in places.items()]
+    parts += [f"{name} {_mean(pair, 'outside_c', name):5.1f} °C" for name in pair[0]["outside_c"]]
     return "  ".join(parts)
 
 

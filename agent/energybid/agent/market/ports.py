@@ -98,7 +98,7 @@ class Weather(NamedTuple):
     """What was measured of the weather in a time that is over; by asset, where it is known."""
 
     outside_c: Mapping[str, float]
-    """Temperature around each; around the site under an empty name."""
+    """Temperature around each; around the site under the name ``planning_weather.SITE``."""
     sun_w: Mapping[str, float | None]
     """What roofs gave; None for one that was held by a limit, where nobody knows what the sun gave."""
 
