@@ -19,6 +19,7 @@ from energybid.agent.market.times import moment, next_moment, window
 from energybid.bidding.assets import Curtailable, Deferrable, Pv
 from energybid.bidding.assets_identify import STEPS_MIN
 from energybid.bidding.assets_stores import Battery, EvCharger, Thermal
+from energybid.bidding.planning_weather import SITE
 from energybid.core.errors import JournalStalledError
 from energybid.simulator.virtual import EPOCH_NS, run
 from floors import Floor, example_plan, play, running
@@ -433,3 +434,72 @@ def test_a_pump_bids_once_its_model_is_learned_and_after_a_restart(tmp_path, mon
             assert gateway.assets.units["heating"].learner.slots == slots
 
     run(lives)
+
+
+# ---------------------------------------------------------------- the weather
+
+
+def test_what_a_limit_leaves_of_the_sun_is_told_as_not_known(tmp_path):
+    """A roof without its available power: free, at its limit, on its way back, overridden."""
+
+    def blind(plan):
+        return replace(plan, market=replace(plan.market, assets=(replace(ROOF, available=None, settle_s=30.0),)))
+
+    floor = Floor(sun_w=3000)
+
+    async def scene(gateway):
+        def sun(seconds=100.0):
+            now_ms = gateway.now_ms()
+            return gateway.assets.weather(now_ms - round(1000 * seconds), now_ms).sun_w
+
+        async def limited(for_s):
+            at_ms = gateway.now_ms()
+            split = {"roof": -1000}
+            await gateway.dispatcher.follow(-400, split, at_ms, at_ms + for_s * 1000, Rank.SCHEDULE)
+
+        assert sun(3600.0) == {}, "too little of the time was seen"
+        await gateway.settle(200)
+        assert sun() == {"roof": pytest.approx(3000)}
+        await limited(300)
+        assert sun() == {"roof": None}
+        assert dict(gateway.assets.now(gateway.now_ms(), 0.25))["roof"].forecast_w == (3000,)
+        await gateway.settle(20)
+        assert sun(15.0) == {"roof": None}, "it is on its way back"
+        await gateway.settle(200)
+        assert sun() == {"roof": pytest.approx(3000)}
+        await gateway.control.hold("roof/limit", Fraction(500), Owner("anna", Rank.OVERRIDE), now() + 300)
+        await gateway.settle(120)
+        assert sun(60.0) == {"roof": None}
+
+    play(tmp_path / "j", scene, floor, keep={"roof"}, changes=blind)
+
+
+def test_where_the_inverter_tells_what_it_could_give_a_limit_hides_nothing(tmp_path):
+    floor = Floor(sun_w=3000)
+
+    async def scene(gateway):
+        at_ms = gateway.now_ms()
+        await gateway.dispatcher.follow(-400, {"roof": -1000}, at_ms, at_ms + 200_000, Rank.SCHEDULE)
+        assert gateway.assets.weather(at_ms + 100_000, at_ms + 200_000).sun_w == {"roof": pytest.approx(3000)}
+        floor.deaf.add("roof")
+        await gateway.settle(300)
+        now_ms = gateway.now_ms()
+        assert gateway.assets.weather(now_ms - 100_000, now_ms).sun_w == {}
+
+    play(tmp_path / "j", scene, floor, keep={"roof"})
+
+
+def test_the_sites_temperature_is_the_one_named_or_that_of_the_first_room(tmp_path):
+    def other(plan):
+        return replace(plan, market=replace(plan.market, outside=ROOF.power))
+
+    floor = Floor(sun_w=30)
+
+    async def scene(gateway):
+        now_ms = gateway.now_ms()
+        return gateway.assets.weather(now_ms - 60_000, now_ms).outside_c
+
+    assert play(tmp_path / "j", scene, floor) == {SITE: 5.0, "heating": 5.0}
+    assert play(tmp_path / "k", scene, floor, changes=other) == {SITE: -30.0, "heating": 5.0}
+    floor.unread.add("outdoor-temperature")
+    assert play(tmp_path / "l", scene, floor) == {}

@@ -186,7 +186,7 @@ class Assets:
         sun_w: dict[str, float | None] = {}
         for name, unit in self.units.items():
             power_w = unit.sun.mean(begin_s, end_s) if unit.sun else None
-            if power_w is not None or begin_s <= unit.limited_s:
+            if power_w is not None or (unit.sun and begin_s <= unit.limited_s + unit.plan.settle_s):
                 sun_w[name] = None if power_w is None else max(0.0, power_w)
         return Weather({name: number for name, number in found.items() if number is not None}, sun_w)
 

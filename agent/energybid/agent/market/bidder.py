@@ -170,7 +170,7 @@ class Bidder:
         model, who = asked.get("model"), asked.get("who")
         if not isinstance(model, str | None) or not is_name(who):
             raise RequestError("a request names its model, or none, and who asks")
-        if self._session is None:
+        if self._session is None or not self._session.tutor.ready:
             raise RequestError("the market is left alone for a while: try again in a minute, and see energybid status")
         try:
             name, version, why = await self._session.tutor.roll_back(model)

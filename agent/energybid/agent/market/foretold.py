@@ -103,7 +103,8 @@ def _drawn(told: dict[str, Any], width: int) -> list[str]:
     """Two half hours a line."""
     zone, day = ZoneInfo(told["timezone"]), told["next_day"]
     pairs = [day[n : n + 2] for n in range(0, len(day), 2)]
-    texts = [_text(pair) for pair in pairs]
+    places = [name for name in day[0]["outside_c"] if name == OUTDOORS or not _same(day, name)]
+    texts = [_text(pair, places) for pair in pairs]
     bar = max(BAR_MIN, width - max(map(len, texts)) - 11)
     known = [power_w for slot in day for power_w in slot["load_w"] or ()]
     least, most = min([0, *known]), max([1, *known])
@@ -127,11 +128,16 @@ def _bar(pair: list[dict[str, Any]], least: int, most: int, width: int) -> str:
     return "".join(cells)
 
 
-def _text(pair: list[dict[str, Any]]) -> str:
+def _same(day: list[dict[str, Any]], name: str) -> bool:
+    """Whether it is as warm around an asset as around the site."""
+    return all(slot["outside_c"][name] == slot["outside_c"].get(OUTDOORS) for slot in day)
+
+
+def _text(pair: list[dict[str, Any]], places: list[str]) -> str:
     loads = [slot["load_w"][len(LEVELS) // 2] for slot in pair if slot["load_w"]]
     parts = [f"{sum(loads) / len(loads):7,.0f} W"] if loads else []
     parts += [f"{name} {_mean(pair, 'sun_w', name):7,.0f} W" for name in pair[0]["sun_w"]]
-    parts += [f"{name} {_mean(pair, 'outside_c', name):5.1f} °C" for name in pair[0]["outside_c"]]
+    parts += [f"{name} {_mean(pair, 'outside_c', name):5.1f} °C" for name in places]
     return "  ".join(parts)
 
 

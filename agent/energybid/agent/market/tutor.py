@@ -40,6 +40,8 @@ class Tutor:
         """What the journal holds of its state."""
         self._prices: list[Prices] = []
         """What the log holds of prices, until it knows them."""
+        self.ready = False
+        """The planner knows what an earlier run has kept, as far as it can be read: only then is it kept anew."""
 
     async def recall(self, prices: list[Prices]) -> None:
         """Find what an earlier run has kept.
@@ -60,6 +62,7 @@ class Tutor:
             await floor.desk.ask(restored, floor.site.planner, state, prices)
         except PlannerError:
             logger.warning("the planner begins anew")
+        self.ready = True
 
     async def observe(self) -> None:
         """Tell the planner what the site took, each slot that is over."""
@@ -111,6 +114,8 @@ class Tutor:
     async def keep(self) -> str:
         """Keep what the planner has learned, where that is new; says why it was not kept, or nothing."""
         floor = self._floor
+        if not self.ready:
+            return "the planner does not know yet what an earlier run has kept"
         try:
             pieces = await floor.desk.ask(floor.site.planner.state)
             state = {PREFIX + name: piece for name, piece in pieces.items()}
