@@ -1,8 +1,10 @@
 """How well the load forecast does, day by day: `python tests/bench/load_forecast.py LOAD [TEMPERATURE]`.
 
 LOAD is a CSV (gzip if it ends in .gz) of UTC start and value per half hour; TEMPERATURE one whose last two columns are
-UTC time and degrees Celsius per hour. At every midnight the next day is forecast from the days before alone. Compared
-are the model in use, each candidate, and the naive ones of the comparison, over the same half hours.
+UTC time and degrees Celsius per hour. At every midnight the next day is forecast from the days before alone, but for
+the day's temperature, which is the one that came. Compared are the model in use, each candidate, and the naive ones of
+the comparison, over the same half hours. At last the days are walked as a gateway does, half hour by half hour, without
+a thermometer and with one, where the temperature of the day to come is forecast as well.
 
 The household sample of eemeter 4.1.1 has day and month exchanged where the day is at most 12 (read so, it is without a
 gap from 2012-02-20 to 2014-02-28; taken as it is, a third is missing and days follow each other that did not). `--raw`
@@ -22,8 +24,12 @@ from pathlib import Path
 import numpy as np
 from energybid.bidding.forecast import Forecaster
 from energybid.bidding.forecast_models import Day, candidates
+from energybid.bidding.packed import pack
+from energybid.bidding.planning_load import SLOT_MS, LoadBook
+from energybid.bidding.planning_weather import SITE, WeatherBook
 
 SLOTS = 48
+DAY_MS = SLOTS * SLOT_MS
 WARM_DAYS = 28
 
 
@@ -57,6 +63,31 @@ def temperatures(path: Path | None) -> dict[dt.date, float]:
     return {day: float(np.mean(values)) for day, values in found.items() if len(values) == 24}
 
 
+def air(path: Path | None) -> dict[int, float]:
+    """Degrees by hour since 1970."""
+    moments = ((text, value) for *_, text, value in (rows(path) if path else []))
+    return {int(dt.datetime.fromisoformat(f"{text}+00:00").timestamp()) // 3600: float(v) for text, v in moments}
+
+
+def gateway(first: dt.date, load: np.ndarray, degrees: dict[int, float]) -> np.ndarray:
+    """Forecasts of each day, made when it begins, by what a gateway knows then; days x slots."""
+    weather = WeatherBook()
+    loads = LoadBook(temperature=weather.mean_c)
+    made = np.full_like(load, np.nan)
+    begins_ms = (first - dt.date(1970, 1, 1)).days * DAY_MS
+    for number, row in enumerate(load):
+        for slot, value in enumerate(row):
+            at_ms = begins_ms + number * DAY_MS + slot * SLOT_MS
+            warmth = degrees.get(at_ms // 3_600_000)
+            weather.seen(at_ms, {} if warmth is None else {SITE: warmth}, {})
+            if np.isfinite(value):
+                loads.seen(at_ms, float(value), weather.now_c(at_ms))
+            if slot == 0 and loads.today == first + dt.timedelta(number):
+                expected = loads.expected(at_ms, SLOT_MS, SLOTS, None)
+                made[number] = expected.power_w if expected.model != "none" else np.nan
+    return made
+
+
 def walk(first: dt.date, load: np.ndarray, warmth: dict[dt.date, float]) -> dict[str, np.ndarray]:
     """Forecasts by model, days x levels x slots, and the share of time each was in use."""
     forecaster = Forecaster(SLOTS)
@@ -78,7 +109,7 @@ def walk(first: dt.date, load: np.ndarray, warmth: dict[dt.date, float]) -> dict
         for change in forecaster.learn(day, row):
             sys.stderr.write(f"{date}: {change.model} version {change.version}: {change.why}\n")
     sys.stderr.write(json.dumps({name: used.count(name) for name in names}) + "\n")
-    sys.stderr.write(f"state: {len(json.dumps(forecaster.state())) // 1000} kB\n")
+    sys.stderr.write(f"state: {len(pack(forecaster.state())) // 1000} kB\n")
     return made
 
 
@@ -110,6 +141,11 @@ def main() -> None:
     sys.stdout.write(
         f"80 % interval covers {inside:.1%}, 50 % interval {middle:.1%}; below quantiles {np.round(below, 3)}\n"
     )
+    without, known = (gateway(first, load, degrees) for degrees in ({}, air(arguments.temperature)))
+    fair &= np.isfinite(without) & np.isfinite(known)
+    for name, guess in (("without", without), ("with", known)):
+        error = float(np.abs(load - guess)[fair].sum() / load[fair].sum())
+        sys.stdout.write(f"gateway {name + ' temperature':20} WAPE {error:.4f}\n")
     sys.stdout.write(f"{fair.sum()} half hours of {len(load)} days, {took_s:.1f} s\n")
 
 

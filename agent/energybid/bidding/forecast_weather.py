@@ -28,7 +28,7 @@ ROOF_DAYS = 15
 """That a roof looks back. The sun climbs meanwhile: more is worse in spring and autumn, less is worse under clouds."""
 CLEAR = 0.9
 """Quantile of the days that counts as a clear sky."""
-SKY_H = 8.0
+SKY_H = 12.0
 """In which 63 % of what is clearer or duller than typically is gone."""
 REST_H = 1.0
 """The same of what clearness does not explain: a roof that lay under snow, a new module."""
