@@ -86,6 +86,25 @@ def test_a_tank_is_not_heated_beyond_its_hard_limit_however_low_the_price():
     assert offer(hot, [-1000.0] * 4, 0.25) == (Piece(0, 0.0),)
 
 
+def test_a_pump_that_has_to_run_or_to_rest_does_that_in_the_round_alone():
+    heat = replace(HEAT, temperature_c=21.0)
+    run, rest = replace(heat, has_to=True), replace(heat, has_to=False)
+    assert [(piece.start_w, piece.end_w) for piece in offer(heat)] == [(0, 0), (500, 2000)]
+    assert [(piece.start_w, piece.end_w) for piece in offer(run)] == [(500, 2000)]
+    assert [(piece.start_w, piece.end_w) for piece in offer(rest)] == [(0, 0)]
+    hot = replace(HEAT, has_to=True, temperature_c=26.0, rest_c=(25.0,))
+    assert [(piece.start_w, piece.end_w) for piece in offer(hot)] == [(0, 0)], "a hard limit comes first"
+    assert run.after(Now(0, 1.0, NONE), 500).has_to is None
+    prices = [50.0, -100.0, 400.0, 50.0]
+    for held in (run, rest):
+        for ours, theirs in zip(*(each.ahead(Outlook.certain(1.0, prices)) for each in (held, heat)), strict=True):
+            assert np.array_equal(ours, theirs), "what follows is worth the same"
+    outlook, site = Outlook.certain(1.0, [500.0] * 4), Site((run, BATTERY), 5000, 5000)
+    bid = site.bid(outlook, base_w=0, tick=0.01)
+    powers = {bid.response.split(net_w)[0] for net_w in (bid.curve.floor_w, bid.curve.ceiling_w)}
+    assert min(powers) >= 500
+
+
 def test_a_run_waits_begins_and_goes_on():
     wait, start = offer(RUN, [10.0, 90.0, 90.0])
     # Now: 500 Wh later at 10; best otherwise: begin at 10, go on at 90.

@@ -382,7 +382,8 @@ def test_values_are_shared_between_rounds_until_something_changes():
 
     found = plan(0, ALL)
     later = (
-        replace(BATTERY, stored_wh=100.0), replace(CAR, departure=7, stored_wh=500), replace(HEAT, temperature_c=21.0),
+        replace(BATTERY, stored_wh=100.0), replace(CAR, departure=7, stored_wh=500),
+        replace(HEAT, temperature_c=21.0, has_to=True),
         replace(RUN, deadline=6), LOAD, replace(SUN, forecast_w=(900,)),
     )  # fmt: skip
     assert plan(1, later) is found

@@ -70,6 +70,8 @@ def test_the_example_of_the_docs_is_a_site_with_one_asset_of_every_kind(tmp_path
         (("most_temperature = 25.0", 'on = "1"'), "least: with on it runs at most or not at all"),
         (('most = "3 kW"', 'most = "3 kWh"'), 'most: write a number and a unit (W, kW, MW) in quotes, such as "5 kW"'),
         (('power = "heat-pump/power"\n', ""), "power is missing: without it, or a [market.asset.model]"),
+        (('power = "heat-pump/power"\n', 'least_run = "10 min"\n'), "nobody knows when it was switched last"),
+        (("high = 22.5", 'high = 22.5\nleast_pause = "2 days"'), "asset[2].thermal.least_pause: "),
         (
             ('outside = "heat-pump/outdoor-temperature"', 'outside = "load/power"'),
             "asset[2].outside: load/power is in W",

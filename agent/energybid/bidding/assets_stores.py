@@ -223,6 +223,8 @@ class Thermal:
     final_price: float | None = 0.0
     """What is stored at the end of the horizon, up to the band's end: at the electricity it takes, money per MWh; None:
     what the outlook expects later."""
+    has_to: bool | None = None
+    """In the round it has to run on, True, or to rest, False, for it was switched just before. None: as is best."""
 
     def __post_init__(self) -> None:
         """Refuse what is no thermal store."""
@@ -240,8 +242,8 @@ class Thermal:
         return self.temperature_c
 
     def at(self, state: float) -> Thermal:
-        """The same at another temperature."""
-        return replace(self, temperature_c=state)
+        """The same at another temperature, later."""
+        return replace(self, temperature_c=state, has_to=None)
 
     def grid(self, count: int = GRID_K) -> Array:
         """The band and some kelvin around it."""
@@ -252,9 +254,14 @@ class Thermal:
         keep = exp(-step_h / self.time_constant_h)
         return keep, (1 - keep) * self.rest_c[min(step, len(self.rest_c) - 1)]
 
-    def modes(self, step: int, step_h: float) -> tuple[Mode, ...]:  # noqa: ARG002
-        """Off, or on."""
-        return OFF, Mode(self.least_w, self.most_w, self._gain(step_h), least=self.least_c, most=self.most_c)
+    def modes(self, step: int, step_h: float) -> tuple[Mode, ...]:
+        """Off, or on; in the round one of them where it has to be, unless a hard limit forbids it."""
+        on = Mode(self.least_w, self.most_w, self._gain(step_h), least=self.least_c, most=self.most_c)
+        if step or self.has_to is None:
+            return OFF, on
+        keep, shift = self.drift(step, step_h)
+        open_ = self.least_c <= keep * self.temperature_c + shift + on.gain * self.least_w <= self.most_c
+        return (on,) if self.has_to and open_ else (OFF,)
 
     def _gain(self, step_h: float) -> float:
         return self.kelvin_per_w * (1 - exp(-step_h / self.time_constant_h))

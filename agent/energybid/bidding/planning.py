@@ -208,7 +208,7 @@ def _aged(asset: Asset, rounds: int) -> Asset:
             arrival = max(asset.arrival - rounds, 0)
             return replace(asset, stored_wh=0.0, arrival=arrival, departure=asset.departure - rounds)
         case Thermal():
-            return replace(asset, temperature_c=0.0, rest_c=(0.0,))
+            return replace(asset, temperature_c=0.0, rest_c=(0.0,), has_to=None)
         case Deferrable():
             earliest = max(asset.earliest - rounds, 0)
             return replace(asset, done=0, earliest=earliest, deadline=asset.deadline - rounds)

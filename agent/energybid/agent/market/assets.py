@@ -23,6 +23,7 @@ from energybid.agent.market.learning import FIT_EVERY, KEEP_EVERY, SLOT_MS, Lear
 from energybid.agent.market.live import Live, Trace, Value
 from energybid.agent.market.ports import Slot, Weather
 from energybid.agent.market.times import window
+from energybid.agent.market.turns import Turns
 from energybid.bidding.planning_weather import SITE
 from energybid.core.errors import JournalStalledError
 
@@ -51,6 +52,8 @@ AT_LIMIT_W = 50.0
 """A roof that gives so much less than its limit is not held by it."""
 FULL, FULL_S = 0.25, 180.0
 """A car that takes less than this share of its least power for so long, though it may have more, is full."""
+RUNS = 0.5
+"""A pump that takes more than this share of its least power runs."""
 START_MS = 120_000
 """A machine runs at the latest after this."""
 AHEAD_MS = HOUR_MS
@@ -94,6 +97,8 @@ class Unit:
     started_ms: int | None = None
     model: plans.ThermalModelPlan | None = None
     learner: Learner | None = None
+    turns: Turns | None = None
+    """Of a device that may not be switched at any time."""
     kept_slot: int = -1
     """The learner's slot that the journal has."""
     most_w: float = 0.0
@@ -141,6 +146,8 @@ class Assets:
         unit = Unit(plan, Trace(plan.power.stale_s if plan.power else 10 * LOOK_S))
         if isinstance(plan, plans.ThermalPlan) and plan.model is None:
             unit.learner = Learner()
+        if isinstance(plan, plans.ThermalPlan) and plan.power and (plan.least_run_s or plan.least_pause_s):
+            unit.turns = Turns(plan.least_run_s, plan.least_pause_s, plan.settle_s + plan.power.stale_s)
         if isinstance(plan, plans.PvPlan):
             sensor = plan.available or plan.power
             unit.sun = Trace(sensor.stale_s if sensor else 10 * LOOK_S)
@@ -250,7 +257,9 @@ class Assets:
                 return self._car(unit, unit.plan, ahead_h)
             case plans.ThermalPlan() as plan:
                 outside_c = self._known(plan.outside) if plan.outside else plan.outside_c or 0.0
-                return State(self._known(plan.state), outside_c=outside_c, model=unit.model)
+                return State(
+                    self._known(plan.state), outside_c=outside_c, model=unit.model, has_to=self.has_to(unit, at_ms)
+                )
             case plans.DeferrablePlan() as plan:
                 ready = None if plan.state is None else self._known(plan.state) in plan.ready_values
                 return State(ready=ready, started_ms=unit.started_ms)
@@ -261,6 +270,10 @@ class Assets:
             case plans.PvPlan() as plan:
                 self._known(plan.power)
                 return State(self._known(plan.available) if plan.available else unit.most_w)
+
+    def has_to(self, unit: Unit, at_ms: int) -> bool | None:
+        """Whether a device has to run on at a moment, or to rest; None: it may be switched then."""
+        return unit.turns.has_to(self.loop_s(at_ms)) if unit.turns else None
 
     def _known(self, sensor: plans.Sensor | None) -> float:
         number = self.live.number(sensor)
@@ -301,9 +314,12 @@ class Assets:
             until_s: Loop time until which it is; then it is left to itself.
             parts: Of a curtailable load: how many are off.
         """
-        unit = self.units[name]
+        unit, now_s = self.units[name], self._loop.time()
+        before_w = self.command_w(unit)
+        if unit.turns and until_s > now_s and (before_w is None or (before_w > 0) != (power_w > 0)):
+            unit.turns.told(now_s, runs=power_w > 0)
         if power_w != unit.told_w:
-            unit.told_at_s = self._loop.time()
+            unit.told_at_s = now_s
         unit.told_w, unit.told_until_s, unit.parts = power_w, until_s, parts
         if isinstance(unit.plan, plans.DeferrablePlan) and power_w and not self.runs(unit):
             unit.started_ms = self.now_ms()
@@ -334,6 +350,10 @@ class Assets:
         plan = unit.plan
         value = self.live.last(plan.power) if plan.power else Value(self._loop.time(), self.command_w(unit) or 0.0)
         added_wh = unit.trace.add(value) / 3600 if value else 0.0
+        if unit.turns and isinstance(plan, plans.ThermalPlan):
+            power_w = self.live.number(plan.power)
+            if power_w is not None:
+                unit.turns.look(self._loop.time(), runs=power_w > RUNS * plan.least_w)
         match plan:
             case plans.EvPlan():
                 self._look_at_car(unit, plan, added_wh)
@@ -511,6 +531,9 @@ _NOTHING: dict[type[plans.AssetPlan], str] = {
 }
 
 
+_HAS_TO = {True: "run on", False: "rest", None: ""}
+
+
 def _shown(unit: Unit, state: State) -> dict[str, Any]:
     match unit.plan:
         case plans.BatteryPlan():
@@ -519,7 +542,8 @@ def _shown(unit: Unit, state: State) -> dict[str, Any]:
             return {"here": unit.stay is not None, "charged_wh": round(state.value), "full": state.full}
         case plans.ThermalPlan():
             model = unit.plan.model or unit.model
-            return {"temperature_c": round(state.value, 2), "model": asdict(model) if model else None}
+            told = {"temperature_c": round(state.value, 2), "model": asdict(model) if model else None}
+            return told if unit.turns is None else told | {"has_to": _HAS_TO[state.has_to]}
         case plans.DeferrablePlan():
             return {"ready": state.ready, "started_ms": state.started_ms}
         case plans.CurtailablePlan():

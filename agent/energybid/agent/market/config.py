@@ -189,6 +189,10 @@ class ThermalAssetModel(AssetModel):
     """It is not run where it would get colder than this (coolers)."""
     most_temperature: float | None = None
     """It is not run where it would get warmer than this."""
+    least_run: Duration = Field(0.0, ge=0, le=DAY_S)
+    """Once on, it is left on so long at least: what the compressor's maker asks for."""
+    least_pause: Duration = Field(0.0, ge=0, le=DAY_S)
+    """Once off, it is left off so long at least."""
     outside: Reference | float
     """METER/QUANTITY of the temperature around it, or that temperature, °C."""
     final_price: Money | None = None
@@ -205,6 +209,10 @@ class ThermalAssetModel(AssetModel):
             faults.append("least: more than most")
         if self.on is not None and self.least not in {None, self.most}:
             faults.append("least: with on it runs at most or not at all")
+        if (self.least_run or self.least_pause) and self.power is None:
+            faults.append(
+                "power is missing: without it nobody knows when it was switched last (least_run, least_pause)"
+            )
         if self.model is None and self.power is None:
             faults.append("power is missing: without it, or a [market.asset.model], nobody knows what a watt does")
         if faults:

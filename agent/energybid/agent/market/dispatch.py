@@ -250,7 +250,7 @@ class _Job:
             return
         on = [mover for mover in self.movers if mover.can_shed]
         if on:
-            largest = max(on, key=lambda mover: mover.power_w)
+            largest = max(on, key=lambda mover: (not mover.has_to_run, mover.power_w))
             logger.warning("%s: off, for the site takes %.0f W, more than its limit", largest.name, net_w)
             largest.shed()
             self._limited, self._over = "import limit", 0

@@ -38,6 +38,8 @@ class State(NamedTuple):
     """Thermal: around it."""
     model: plans.ThermalModelPlan | None = None
     """Thermal."""
+    has_to: bool | None = None
+    """Thermal: it has to run on, or to rest, for it was switched too short a time before; None: as is best."""
     ready: bool | None = None
     """Deferrable: whether it is loaded and waits; None: the window tells."""
     started_ms: int | None = None
@@ -137,6 +139,7 @@ def _thermal(plan: plans.ThermalPlan, state: State, grid: Grid) -> Asset | None:
         least_c=plan.least_c,
         most_c=plan.most_c,
         final_price=plan.final_price,
+        has_to=state.has_to,
     )
 
 

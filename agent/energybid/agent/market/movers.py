@@ -88,6 +88,10 @@ class Mover:
         self._is_settled = False
         """It has had the time to do what it was told."""
         self._is_shed = False
+        self._is_beyond = False
+        """A hard limit of its own keeps it from running."""
+        self._has_to: bool | None = None
+        """It was switched too short a time ago: it has to run on, True, or to rest, False."""
         self._seen_s: float | None = None
         """When its state was last known."""
 
@@ -102,6 +106,8 @@ class Mover:
         elif self._told_w is not None:
             self.power_w = self._told_w
         self._look_at_state(now_s, max(TAPER_S, 2 * tick_s) / 3600)
+        if isinstance(self.plan, plans.ThermalPlan):
+            self._keep_turn(self.plan)
         self.start_w = min(max(self._split_now_w(), self._low_w), self._high_w)
         if self._is_shed:
             self.start_w = self._low_w = self._high_w = 0.0
@@ -116,8 +122,24 @@ class Mover:
                 self._low_w = self._high_w = 0.0 if isinstance(self.plan, _GUARDED) else self.split_w
         else:
             self._seen_s, self.blind = now_s, ""
+            self._is_beyond = isinstance(self.plan, plans.ThermalPlan) and _beyond(self.plan, state)
             self._low_w, self._high_w = self._range(state, horizon_h)
             self.limited = self._limit_of(state)
+
+    def _keep_turn(self, plan: plans.ThermalPlan) -> None:
+        """It runs on, or rests, as long as its maker asks, whatever it is to do; a hard limit alone ends a run.
+
+        Nor does a run end because its temperature is not read any more: that would be a pause for each lost answer.
+        """
+        self._has_to = self._assets.has_to(self._unit, self._assets.now_ms())
+        if self._has_to and self._is_beyond:
+            self._has_to = None
+        if self._has_to:
+            self._low_w, self._high_w = float(plan.least_w if plan.on is None else plan.most_w), float(plan.most_w)
+            self.limited = "has to run on" if self.split_w < plan.least_w else self.limited
+        elif self._has_to is False:
+            self._low_w = self._high_w = 0.0
+            self.limited = "has to rest" if self.split_w >= plan.least_w else self.limited
 
     def _limit_of(self, state: State) -> str:
         if self._low_w - BAND_W <= self.split_w <= self._high_w + BAND_W or isinstance(self.plan, plans.PvPlan):
@@ -140,7 +162,7 @@ class Mover:
             case plans.EvPlan() as plan if self.split_w >= plan.least_w:
                 return (0.0, 0.0) if state.here is False else (float(plan.least_w), float(plan.most_w))
             case plans.ThermalPlan() as plan if self.split_w >= plan.least_w:
-                if _beyond(plan, state):
+                if self._is_beyond:
                     return 0.0, 0.0
                 return (plan.least_w, plan.most_w) if plan.on is None else (self.split_w, self.split_w)
             case plans.PvPlan() as plan if plan.curtailable:
@@ -198,6 +220,11 @@ class Mover:
         return isinstance(self.plan, kinds) and not self._is_shed and not self.is_lost and self.start_w > 0
 
     @property
+    def has_to_run(self) -> bool:
+        """It was switched on too short a time ago to be switched off."""
+        return bool(self._has_to)
+
+    @property
     def why(self) -> str:
         """Why it does not do its part."""
         if self.overridden_by:
@@ -221,6 +248,8 @@ class Mover:
         told_w = self._told_w
         if self.told is not None and told_w is not None and self._is_near(wanted_w, told_w):
             wanted_w = told_w
+        if self._has_to is not None:  # whatever ramps and corrections make of it
+            wanted_w = min(max(wanted_w, self._low_w), self._high_w)
         return self._number(wanted_w)
 
     def _is_near(self, wanted_w: float, told_w: float) -> bool:

@@ -126,6 +126,9 @@ class ThermalPlan(AssetPlan):
     most_w: int
     least_c: float
     most_c: float
+    least_run_s: float
+    """Once switched on it runs so long at least; 0: it may be switched at any time."""
+    least_pause_s: float
     final_price: float | None
     on: Fraction | None
     """Number that switches it on; None where the number is a power."""

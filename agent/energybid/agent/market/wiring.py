@@ -316,6 +316,8 @@ class _Wiring:
             most_w=asset.most,
             least_c=float("-inf") if asset.least_temperature is None else asset.least_temperature,
             most_c=float("inf") if asset.most_temperature is None else asset.most_temperature,
+            least_run_s=asset.least_run,
+            least_pause_s=asset.least_pause,
             final_price=asset.final_price,
             on=None if asset.on is None else Fraction(asset.on),
             off=Fraction(asset.off),
