@@ -261,6 +261,12 @@ class Gateway:
             session_s=MARKET_SESSION_S if market else 0,
         )
         scenario = self._scenario
+        journal = JournalPlan(
+            path=JOURNAL,
+            commit_interval_s=scenario.commit_interval,
+            keep_s=scenario.keep,
+            keep_least_s=scenario.keep,  # ages are told by a clock that steps ahead
+        )
         return AgentPlan(
             version="simulated",
             tenant=TENANT,
@@ -268,7 +274,7 @@ class Gateway:
             log_key=key.pem(),
             headend_key=headend_key.pem(),
             configuration_hash=bytes(32),
-            journal=JournalPlan(path=JOURNAL, commit_interval_s=scenario.commit_interval, keep_s=scenario.keep),
+            journal=journal,
             uplink=UplinkPlan(
                 settings=settings, batch_interval_s=scenario.batch_interval, window=8, receipt_timeout_s=60.0
             ),

@@ -260,7 +260,7 @@ class Scenario(Settings):
     commit_interval: Duration = Field(30.0, ge=0, le=3600)
     batch_interval: Duration = Field(600.0, ge=0, le=3600)
     keep: Duration = Field(60 * 86400.0, ge=0)
-    """Acknowledged history on the gateways; a head-end that loses more can not be refilled."""
+    """Acknowledged history that stays on the gateways in any case; a head-end that loses more can not be refilled."""
     market: Market | None = None
     """None: the gateways only meter."""
     faults: Faults = Faults()

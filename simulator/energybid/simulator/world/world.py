@@ -207,12 +207,14 @@ class World:
                 if gateway.bids and gateway.site:
                     gateway.bids.look(at_ms, gateway.site.net_wh() if is_seam else 0.0)
 
-    async def _until(self, seconds: float) -> None:
+    async def _until(self, seconds: float) -> bool:
+        """Let time pass, or less if an invariant is violated; whether one is."""
         try:
             async with asyncio.timeout(seconds):
                 await self._failed.wait()
         except TimeoutError:
             pass
+        return bool(self.violations)
 
     def _calm(self) -> None:
         quiet = self._scenario.model_copy(update={"faults": Faults.none()})
@@ -222,20 +224,22 @@ class World:
             self.liar.stop()
 
     async def _deliver(self) -> None:
-        """Wait until the head-end holds what was in the logs when the trouble ended."""
-        wanted = [(epoch, epoch.size) for gateway in self.gateways for epoch in gateway.watch.epochs.values()]
+        """Wait until all meters are logged again, and the head-end holds that: so it is up, and reached."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + CALM_MAX_S
         for gateway in self.gateways:
             gateway.watch.logged.clear()
+        while silent := self._silent():
+            if loop.time() > until_s:
+                self._violated(Violation("resumed", f"not logged within {CALM_MAX_S:.0f} s of calm: {silent}"))
+            if await self._until(LOOK_S):
+                return
+        wanted = [(epoch, epoch.size) for gateway in self.gateways for epoch in gateway.watch.epochs.values()]
         ends_s = loop.time() + self._settling_s()
-        while (missing := self._missing(wanted)) or self._silent() or (loop.time() < ends_s and not self.violations):
-            if loop.time() > until_s and not missing:
-                self._violated(Violation("resumed", f"not logged within {CALM_MAX_S:.0f} s of calm: {self._silent()}"))
-            elif loop.time() > until_s:
+        while (missing := self._missing(wanted)) or loop.time() < ends_s:
+            if missing and loop.time() > until_s:
                 self._violated(Violation("delivered", f"not delivered after {CALM_MAX_S:.0f} s of calm: {missing}"))
-            await self._until(LOOK_S)
-            if self.violations:
+            if await self._until(LOOK_S):
                 return
 
     def _settling_s(self) -> float:
