@@ -1,4 +1,4 @@
-"""A market with real processes: three agents bid, the market awards, devices move, their meters show it."""
+"""A market with real processes: three agents bid, the market awards, devices move, their meters show it, it settles."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -10,7 +10,6 @@ QUICK = {
     'every = "1 min"': 'every = "15 s"',
     'announce = "50 s"': 'announce = "14 s"',
     'gate = "8 s"': 'gate = "4 s"',
-    'headend = "headend.db"\n': "",  # settlement wants whole minutes: the demo shows it
 }
 
 
@@ -19,7 +18,7 @@ async def until(holds):
         await asyncio.sleep(0.1)
 
 
-async def test_three_gateways_bid_are_awarded_and_confirm_what_they_did(tmp_path, monkeypatch):
+async def test_three_gateways_bid_are_awarded_confirm_what_they_did_and_are_paid(tmp_path, monkeypatch):
     text = showcase_files.MARKET_FILE
     for before, after in QUICK.items():
         assert before in text
@@ -31,10 +30,11 @@ async def test_three_gateways_bid_are_awarded_and_confirm_what_they_did(tmp_path
         cast.tally.on_event = lambda event: (
             confirmed.update({event["gateway"]: event["reason"]}) if event["event"] == "confirmed" else None
         )
-        await until(lambda: len(confirmed) == 3)
+        await until(lambda: len(confirmed) == 3 and cast.tally.counts["settled"] >= 2)
         await cast.finish()
         result = await cast.result()
     assert result["verified"], result
     assert (result["lost"], result["duplicated"]) == (0, 0)
     assert result["market"]["awarded"] >= result["market"]["confirmed"] >= 3
+    assert result["market"]["bundles"] == result["market"]["bundles_verified"] >= 2
     assert all(reason.startswith("followed") for reason in confirmed.values()), confirmed
