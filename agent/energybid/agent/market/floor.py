@@ -69,8 +69,8 @@ class Floor:
     outbox: Outbox
     desk: Desk
     site: Site
-    splits: dict[int, dict[int, Splits]] = field(default_factory=dict)
-    """Of the plans for each round, by its number and the bid's version; version 0 was not bid."""
+    splits: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    """Of the plans for each round, encoded, by its number and the bid's version; version 0 was not bid."""
     tell: Callable[[], None] = lambda: None
     """What became of a round is to be told on the status topic."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -103,7 +103,7 @@ class Floor:
     def keep(self, number: int, version: int, splits: Splits) -> None:
         """Hold the plan of a round; forget those that no award can be for."""
         found = self.splits.setdefault(number, {})
-        found[version] = splits
+        found[version] = splits.encode()
         if len(found) > VERSIONS_KEPT:
             del found[min(found)]
         if len(self.splits) > SPLITS_KEPT:
@@ -125,13 +125,13 @@ class Floor:
                 logger.info("round %d: no plan (%s): the assets are left alone", number, error)
                 return None
             self.keep(number, version, splits)
-        return self.splits[number][version]
+        return Splits.decode(self.splits[number][version])
 
     # ------------------------------------------------------------ over a restart
 
     async def remember(self, number: int, version: int) -> None:
         """Keep the splits of a bid that was made; what the disk does not take is planned anew after a restart."""
-        data = version.to_bytes(4, "big") + number.to_bytes(8, "big") + self.splits[number][version].encode()
+        data = version.to_bytes(4, "big") + number.to_bytes(8, "big") + self.splits[number][version]
         if len(data) > SPLITS_MAX:
             return
         try:
