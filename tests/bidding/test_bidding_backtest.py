@@ -6,13 +6,14 @@ import datetime as dt
 import gzip
 import json
 import tomllib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from energybid.agent.commands import backtest as command
-from energybid.agent.market.devices import World, devices
+from energybid.agent.market.devices import World, devices, sky
 from energybid.agent.market.wiring import site_plan
-from energybid.bidding.backtest import Scene, _Gateway, as_gateway, backtest
+from energybid.bidding.backtest import Scene, Sky, _Foresight, _Gateway, as_gateway, backtest
 from energybid.bidding.prices_trading import Market
 from energybid.core.errors import ConfigurationError, EnergybidError
 from PIL import Image
@@ -97,8 +98,18 @@ def scene(text: str = SITE + BATTERY, days: int = 17, walked: int = 2) -> Scene:
     chance = np.random.default_rng(6)
     load_w = 500 + 400 * chance.random(days * STEPS)
     site = site_plan("assets.toml", tomllib.loads(text))
-    made = devices(site, world(days * STEPS))
-    return Scene(made, site.import_limit_w, site.export_limit_w, prices(days), load_w, days - walked, BEGINS)
+    around = world(days * STEPS)
+    return Scene(
+        devices(site, around),
+        site.import_limit_w,
+        site.export_limit_w,
+        prices(days),
+        load_w,
+        days - walked,
+        BEGINS,
+        tuple(asset.name for asset in site.assets),
+        sky(site, around),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -160,16 +171,41 @@ def test_nothing_is_known_of_what_is_to_come():
     late = one.market.real_time.copy()
     late[-6:] += 40.0
     two = scene(ALL, days=9)
-    two = Scene(
-        two.devices, 20_000, 20_000, Market(late, two.market.day_ahead, STEPS), two.load_w, two.first_day, BEGINS
-    )
+    two = replace(two, market=Market(late, two.market.day_ahead, STEPS))
     first, second = backtest(one), backtest(two)
     assert first.bid.net_w[:-6] == second.bid.net_w[:-6]
     assert first.foresight.net_w != second.foresight.net_w
 
 
+def test_the_weather_to_come_is_known_to_foresight_alone():
+    text = SITE + BATTERY + SUN + HEAT.replace("outside = 5.0\n", "")
+    one = scene(text, days=9, walked=1)
+    roof, heat = one.devices[1:]
+    late = replace(one, sky=Sky(*({name: _late(course) for name, course in table.items()} for table in one.sky)))
+    at = one.first_day * STEPS
+    found = {}
+    for name, knows in (("foresight", _Foresight(late)), ("gateway", _Gateway(late))):
+        slot = knows.slot(at)
+        when = slot.begins_ms, slot.step_ms, STEPS
+        found[name] = knows.planning.weather.ahead(
+            [roof.asset(at), heat.asset(at)], ["roof", "heat"], when, slot.begins_ms
+        )
+    assert found["foresight"][0].forecast_w == tuple(late.sky.sun_w["roof"][at:].round().astype(int).tolist())
+    assert found["foresight"][1].rest_c[-1] - found["foresight"][1].rest_c[0] == 10.0
+    assert max(found["gateway"][0].forecast_w) > 3_500, "it has seen days with sun"
+    assert found["gateway"][1].rest_c == found["foresight"][1].rest_c[:1]
+    assert found["gateway"][0].forecast_w[0] == 0, "at midnight"
+
+
+def _late(course):
+    """Otherwise from the second step of the last day on: no sun, and ten degrees warmer."""
+    made = course.copy()
+    made[-STEPS + 1 :] = 0.0 if course.max() > 100 else course[-STEPS + 1 :] + 10.0
+    return made
+
+
 def test_tomorrows_day_ahead_prices_are_known_from_eleven():
-    one = scene(days=9)
+    one = replace(scene(days=9), names=())
     day_ahead = one.market.day_ahead.copy()
     day_ahead[-STEPS:] = 777.0
     gateway = _Gateway(

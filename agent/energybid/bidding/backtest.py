@@ -368,9 +368,18 @@ def _knowing(scene: Scene, prices: PriceBook | None = None) -> Planning:
 
 
 def _learning(scene: Scene) -> Planning:
-    weather = WeatherBook()
+    weather = _SeenWeather()
     limits = scene.import_limit_w, scene.export_limit_w
     return Planning(*limits, loads=LoadBook(temperature=weather.mean_c), weather=weather)
+
+
+class _SeenWeather(WeatherBook):
+    """What a gateway sees; what a roof gives in the round itself is known, for nobody corrects it here."""
+
+    def sun_w(self, name: str, at: tuple[int, int, int], now_ms: int, measured_w: float) -> Array:
+        made = super().sun_w(name, at, now_ms, measured_w)
+        made[0] = measured_w
+        return made
 
 
 class _KnownWeather(WeatherBook):

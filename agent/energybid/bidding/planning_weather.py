@@ -70,9 +70,8 @@ class WeatherBook:
             power_w = self.sun_w(name, at, now_ms, float(asset.forecast_w[0]))
             return replace(asset, forecast_w=tuple(np.round(power_w).astype(int).tolist()))
         if isinstance(asset, Thermal):
-            change_k = self.change_k(name, at, now_ms)
-            rest = np.round(change_k / STEP_K) * STEP_K + asset.rest_c[0]
-            return replace(asset, rest_c=tuple(rest.tolist()) if change_k.any() else asset.rest_c)
+            change_k = np.round(self.change_k(name, at, now_ms) / STEP_K) * STEP_K
+            return replace(asset, rest_c=tuple((change_k + asset.rest_c[0]).tolist())) if change_k.any() else asset
         return asset
 
     def sun_w(self, name: str, at: tuple[int, int, int], now_ms: int, measured_w: float) -> Array:
