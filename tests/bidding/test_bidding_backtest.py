@@ -278,6 +278,17 @@ def test_a_room_has_a_thermostat_and_discomfort_costs():
     assert heat.stored_wh() == 0
 
 
+def test_a_compressor_runs_and_rests_as_long_as_it_has_to():
+    heat = device(HEAT.replace('most = "3 kW"', 'most = "3 kW"\nleast_run = "3 h"\nleast_pause = "5 h"'))
+    heat.move(0, 3000)
+    assert [heat.asset(step).has_to for step in (1, 2)] == [True, None]
+    heat.move(1, heat.plain_w(1))
+    assert heat.plain_w(1) == 3000, "whatever its thermostat would do"
+    heat.move(2, 0)
+    assert [heat.asset(step).has_to for step in (3, 4, 5)] == [False, False, None]
+    assert heat.plain_w(3) == 0
+
+
 def test_what_is_shed_and_curtailed_costs():
     load, roof = device(LOAD), device(SUN)
     assert load.plain_w(0) == 3_000

@@ -16,6 +16,7 @@ import numpy as np
 from energybid.agent.market import plan as plans
 from energybid.agent.market.forming import State, bidding_asset
 from energybid.agent.market.times import window
+from energybid.agent.market.turns import Turns
 from energybid.bidding.assets import MILLION, Deferrable, Now
 from energybid.bidding.assets_stores import Battery, EvCharger, Thermal
 from energybid.bidding.backtest import Sky
@@ -164,13 +165,16 @@ class _HeatDevice(_Device[plans.ThermalPlan]):
             raise ConfigurationError([f"{plan.name}: model is missing: there are no measurements to find it from"])
         self._model = plan.model
         self._value = (plan.low_c + plan.high_c) / 2
+        self._turns = Turns(plan.least_run_s, plan.least_pause_s, 0.0)
 
     def _state(self, step: int) -> State:
         own = self._plan.outside_c
-        return State(self._value, outside_c=float(self._world.outside_c[step]) if own is None else own)
+        outside_c = float(self._world.outside_c[step]) if own is None else own
+        return State(self._value, outside_c=outside_c, has_to=self._turns.has_to(self._world.at_ms(step) / 1000))
 
     def move(self, step: int, power_w: int) -> float:
         self._value = _known(Thermal, self.asset(step)).after(self._now(), power_w).state
+        self._turns.told(self._world.at_ms(step) / 1000, runs=power_w > 0)
         outside_k = max(self._plan.low_c - self._value, self._value - self._plan.high_c, 0.0)
         return outside_k * self._plan.discomfort_price * self._world.step_h
 
@@ -178,8 +182,10 @@ class _HeatDevice(_Device[plans.ThermalPlan]):
         """A thermostat on the band's middle."""
         heat, step_h = _known(Thermal, self.asset(step)), self._world.step_h
         keep, shift = heat.drift(0, step_h)
-        wanted_w = ((heat.low_c + heat.high_c) / 2 - keep * heat.state - shift) / heat.modes(0, step_h)[1].gain
-        return 0 if wanted_w < max(heat.least_w / 2, 1) else round(min(max(wanted_w, heat.least_w), heat.most_w))
+        *_, on = heat.modes(1, step_h)
+        wanted_w = ((heat.low_c + heat.high_c) / 2 - keep * heat.state - shift) / on.gain
+        runs = wanted_w >= max(heat.least_w / 2, 1) if heat.has_to is None else heat.has_to
+        return round(min(max(wanted_w, heat.least_w), heat.most_w)) if runs else 0
 
     def left(self, price: float) -> float:
         """Its warmth, at the electricity that this takes."""

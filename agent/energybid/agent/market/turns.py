@@ -50,4 +50,5 @@ class Turns:
         """What it has to do at a moment, by what is known now: run on, True; rest, False; None: as is best."""
         if self._runs is None:
             return None
-        return self._runs if at_s - self._since_s < self._least_s[self._runs] else None
+        least_s = self._least_s[self._runs]
+        return self._runs if least_s and at_s < self._since_s + least_s else None
