@@ -131,7 +131,8 @@ def under_a_sky(held=range(0)) -> SitePlanner:
 def sun_w(planner: SitePlanner, begins_ms: int, now_ms: int = NOON, roof: Pv = ROOF) -> int:
     """What a planned round counts on."""
     planned = planner.plan(made(begins_ms), [("roof", roof)], 0, now_ms)
-    return -planned.split(planned.curve.floor_w)["roof"]
+    assert planned.all_w == planned.split(planned.curve.floor_w)
+    return -planned.all_w["roof"]
 
 
 def test_a_round_at_night_that_is_planned_at_noon_has_no_sun():

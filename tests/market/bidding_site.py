@@ -84,7 +84,10 @@ class Planner:
         self.calls.append((made.number, [name for name, _ in assets], base_w, now_ms))
         if self.fault:
             raise self.fault
-        return Planned(curve=self.curve, schedule_w=self.schedule_w, split=self.split, facts={"base_w": base_w})
+        all_w = {"pump": 1_234}
+        return Planned(
+            curve=self.curve, schedule_w=self.schedule_w, split=self.split, all_w=all_w, facts={"base_w": base_w}
+        )
 
     def state(self):
         return dict(self.memory)
@@ -117,6 +120,9 @@ class Assets:
 
     def slot(self, begins_ms, ends_ms):
         return self.told
+
+    def foreseen(self, begins_ms, all_w):
+        self.expected = begins_ms, all_w
 
     def weather(self, begins_ms, ends_ms):
         return self.sky

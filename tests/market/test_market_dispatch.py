@@ -382,7 +382,6 @@ def test_a_roof_is_limited_and_a_roof_that_may_not_be_is_let_be(tmp_path):
     for curtailable, numbers in ((True, scene), (False, None)):
 
         async def free(gateway):
-            gateway.assets.now(gateway.now_ms(), 1 / 60)
             await follow(gateway, -2400, {"roof": -3000}, rank=Rank.SCHEDULE)
             assert gateway.writes("roof") == [1_000_000]
 
@@ -424,3 +423,20 @@ def test_the_check_names_the_assets(tmp_path, capsys):
         "kind": "battery",
         "set": "battery/power",
     }
+
+
+def test_a_roof_that_is_to_give_all_gives_all_be_it_more_or_less_than_was_foreseen(tmp_path):
+    async def scene(gateway):
+        at_ms = gateway.now_ms()
+        gateway.assets.foreseen(at_ms, {"roof": -2500, "nobody": 7})
+        following = asyncio.create_task(
+            gateway.dispatcher.follow(-1900, {"roof": -2500}, at_ms, at_ms + 60_000, Rank.SCHEDULE)
+        )
+        await asyncio.sleep(30)
+        assert gateway.floor.powers(now())["roof"] == -3000
+        await following
+        at_ms = gateway.now_ms()  # foreseen for another interval
+        await gateway.dispatcher.follow(-1900, {"roof": -2500}, at_ms, at_ms + 60_000, Rank.SCHEDULE)
+        assert gateway.writes("roof")[-1] == 2500
+
+    play(tmp_path / "j", scene, Floor(sun_w=3000.0), keep={"roof"})

@@ -272,6 +272,19 @@ def test_while_the_market_is_left_alone_it_says_when_to_try(tmp_path):
     play(tmp_path / "j", scene)
 
 
+def test_what_was_foreseen_of_a_round_is_known_when_it_is_followed_also_after_a_restart(tmp_path):
+    async def scene(made):
+        announced = made.round()
+        await asyncio.sleep(3)
+        await made.restart()
+        made.award()
+        await made.until(125)
+        assert made.assets.expected == (announced.begins_ms, {"pump": 1_234})
+        return made
+
+    play(tmp_path / "j", scene)
+
+
 def test_the_planner_is_told_the_weather_of_every_slot(tmp_path):
     async def scene(made):
         made.assets.sky, made.assets.told = Weather({SITE: 4.0}, {"roof": None}), None

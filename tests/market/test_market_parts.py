@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import apsw
 import pytest
@@ -20,6 +21,7 @@ from energybid.agent.market.splits import Splits
 from energybid.agent.rounds import Reason, RefusedMessageError
 from energybid.agent.system import Thinker
 from energybid.bidding.curve import Curve, Step
+from energybid.core import cbor
 from energybid.core.entries import MarketKind, MarketMessage, MarketReason
 from energybid.core.errors import EvidenceError, UplinkDownError, UplinkRefusedError
 from energybid.core.ports import Sample
@@ -99,6 +101,10 @@ def test_every_corner_is_split_as_the_planner_says():
     for net_w in (-2_000, 2_000, 4_000, 1_000):
         assert splits.at(net_w) == split(net_w)
     assert Splits.decode(splits.encode()) == splits
+    whole = replace(splits, all_w={"roof": -3_000, "load": 2_000})
+    assert Splits.decode(whole.encode()) == whole
+    older = cbor.encode((splits.schedule_w, splits.names, splits.corners))
+    assert Splits.decode(older) == splits
 
 
 @settings(max_examples=100, deadline=None)

@@ -61,6 +61,8 @@ class Offered(NamedTuple):
     base: Expected
     shadow: float
     """Of the site's limits in the step after the round, money per MWh."""
+    assets: tuple[Asset, ...]
+    """As they were planned, with the weather that lies ahead."""
 
 
 class _Valued(NamedTuple):
@@ -152,7 +154,7 @@ class Planning:
         curve = bid.curve.within(slot.least_ticks, slot.most_ticks)
         ticks = min(max(round(expected / slot.tick), slot.least_ticks), slot.most_ticks)
         shadow = float(valued.shadow[min(age + 1, len(valued.shadow) - 1)])
-        return Offered(curve, curve.net_w(ticks), bid.split, expected, view, base, shadow)
+        return Offered(curve, curve.net_w(ticks), bid.split, expected, view, base, shadow, tuple(assets))
 
     def _values(self, slot: Slot, view: View, site: Site, now_w: tuple[int, float] | None) -> tuple[_Valued, int]:
         """Those found before where they hold, or new ones; and how many rounds old they are."""

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from math import inf, nan
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -28,7 +28,7 @@ from energybid.bidding.planning_weather import SITE
 from energybid.core.errors import JournalStalledError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from energybid.agent.control import Control
     from energybid.agent.journal import Journal
@@ -58,8 +58,6 @@ START_MS = 120_000
 """A machine runs at the latest after this."""
 AHEAD_MS = HOUR_MS
 """States are carried forward by what an asset does now for so long at most."""
-OFFERED_MAX = 64
-"""Rounds for which it is remembered what a load or a roof offered."""
 
 
 class OutError(Exception):
@@ -111,8 +109,8 @@ class Unit:
     """Loop time since which a car takes nothing though it may."""
     trouble: tuple[str, float] = ("", 0.0)
     """Why it can not be moved, and until when (loop time) it is left out for that."""
-    offered: dict[int, float] = field(default_factory=dict)
-    """Begin of a round → what a load or a roof was thought to take or give in it, W."""
+    all_w: tuple[int, int] | None = None
+    """Begin of an interval, and what a load or a roof was thought to take in it without a limit, W of import."""
     out: str = ""
     """Why it does not bid."""
     kept: bytes = b""
@@ -232,9 +230,6 @@ class Assets:
         if above is not None:
             raise OutError(f"{above.name} holds it")
         state = self.state(unit, at_ms)
-        unit.offered[at_ms] = state.value
-        while len(unit.offered) > OFFERED_MAX:
-            del unit.offered[min(unit.offered)]
         asset = bidding_asset(plan, state, at_ms, step_h, self.zone)
         if asset is None:
             raise OutError(_NOTHING.get(type(plan), "there is nothing to do"))
@@ -302,6 +297,11 @@ class Assets:
         if number is None:
             return None
         return number in plan.plugged_values if plan.plugged_values else number != 0
+
+    def foreseen(self, begins_ms: int, all_w: Mapping[str, int]) -> None:
+        """What loads and roofs were thought to take and give in an interval that is followed next."""
+        for name in all_w.keys() & self.units.keys():
+            self.units[name].all_w = begins_ms, all_w[name]
 
     # ------------------------------------------------------------ what the dispatcher tells
 

@@ -103,6 +103,7 @@ class Deliveries:
         """Follow a power; a clock that steps back does not make it longer, whatever the interval's end says then."""
         left_s = max(0, min(ends_ms - begins_ms, ends_ms - self._floor.now_ms())) / 1000
         self._targets.append(target_w)
+        self._floor.site.assets.foreseen(begins_ms, splits.all_w)
         try:
             async with asyncio.timeout(left_s + SEAM_S):
                 followed = await self._floor.site.dispatcher.follow(

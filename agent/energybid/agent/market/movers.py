@@ -78,7 +78,8 @@ class Mover:
         self.retry_at_s = 0.0
         self.task: asyncio.Task[None] | None = None
         self._assets, self._unit = assets, unit
-        self._offered = unit.offered.get(begins_ms)
+        self._all_w = unit.all_w[1] if unit.all_w and unit.all_w[0] == begins_ms else None
+        """What it was thought to take with nothing off, or without a limit."""
         self._low_w = self._high_w = self.split_w
         self._ramped: tuple[float, float] | None = None
         """When it was moved last (loop time), and where to, W."""
@@ -148,7 +149,7 @@ class Mover:
 
     def _split_now_w(self) -> float:
         """The split; a roof that was to give all gives all, be it more or less than was thought."""
-        if isinstance(self.plan, plans.PvPlan) and self._offered is not None and self.split_w <= -round(self._offered):
+        if isinstance(self.plan, plans.PvPlan) and self._all_w is not None and self.split_w <= self._all_w:
             return self._low_w
         return self.split_w
 
@@ -279,7 +280,7 @@ class Mover:
     def _number(self, power_w: float) -> tuple[Fraction, float, int]:
         plan = self.plan
         if isinstance(plan, plans.CurtailablePlan):
-            load_w = plan.load_w if self._offered is None else self._offered
+            load_w = plan.load_w if self._all_w is None else self._all_w
             parts = sheds_for(plan, load_w, power_w)
             return (plan.sheds[parts - 1].value if parts else plan.normal), power_w, parts
         if isinstance(plan, plans.DeferrablePlan):

@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from energybid.agent.market.ports import Planned
+from energybid.bidding.assets import Curtailable, Pv
 from energybid.bidding.packed import pack, unpack
 from energybid.bidding.planning import Planning, Slot
 from energybid.bidding.planning_load import LoadBook
@@ -82,7 +83,13 @@ class SitePlanner:
         def split(net_w: int) -> dict[str, int]:
             return dict(zip(names, offered.split(net_w), strict=True))
 
-        return Planned(curve=offered.curve, schedule_w=offered.schedule_w, split=split, facts=_facts(offered))
+        return Planned(
+            curve=offered.curve,
+            schedule_w=offered.schedule_w,
+            split=split,
+            all_w=_all_w(names, offered),
+            facts=_facts(offered),
+        )
 
     def state(self) -> dict[str, bytes]:
         """What was learned, in pieces of at most ``PIECE_BYTES``; some 50 kB after months of 5-minute prices.
@@ -127,6 +134,12 @@ class SitePlanner:
         count = -(-len(block) // PIECE_BYTES)
         mark = sha256(block).digest()[:8] + count.to_bytes(2, "big")
         return {f"{kind}/{n:02d}": mark + block[n * PIECE_BYTES : (n + 1) * PIECE_BYTES] for n in range(count)}
+
+
+def _all_w(names: Sequence[str], offered: Offered) -> dict[str, int]:
+    pairs = list(zip(names, offered.assets, strict=True))
+    loads = {name: asset.load_w for name, asset in pairs if isinstance(asset, Curtailable)}
+    return loads | {name: -asset.forecast_w[0] for name, asset in pairs if isinstance(asset, Pv)}
 
 
 def _facts(offered: Offered) -> dict[str, str | int | float]:

@@ -27,6 +27,9 @@ class Planned:
     """Net import without an award: a power that the curve offers."""
     split: Callable[[int], Mapping[str, int]]
     """Power of each asset, W of import, by its name, for a net import that the curve offers."""
+    all_w: Mapping[str, int] = field(default_factory=dict)
+    """What loads are thought to take with nothing off, and roofs without a limit, W of import, by asset: a part of the
+    split that is this means "all of it", whatever it turns out to be."""
     facts: Mapping[str, str | int | float] = field(default_factory=dict)
     """For people: expected price, base load, forecast model. Small, JSON."""
 
@@ -128,6 +131,14 @@ class Assets(Protocol):
 
     def weather(self, begins_ms: int, ends_ms: int) -> Weather:
         """The weather of an interval that has just ended."""
+
+    def foreseen(self, begins_ms: int, all_w: Mapping[str, int]) -> None:
+        """What loads and roofs were thought to take and give in an interval that is followed next.
+
+        Args:
+            begins_ms: Of the interval.
+            all_w: See ``Planned``.
+        """
 
     def status(self) -> list[dict[str, Any]]:
         """What the operator is told of each asset.

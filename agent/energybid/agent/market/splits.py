@@ -7,7 +7,7 @@ between two that an asset offers on one stretch is one it offers too, and worth 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ from energybid.core import cbor
 from energybid.core.errors import EvidenceError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from energybid.agent.market.ports import Planned
 
 
@@ -27,6 +29,8 @@ class Splits:
     """Assets."""
     corners: tuple[tuple[int, tuple[int, ...]], ...]
     """(Net import, import of each asset), rising."""
+    all_w: Mapping[str, int] = field(default_factory=dict)
+    """See ``ports.Planned``."""
 
     @classmethod
     def of(cls, planned: Planned) -> Splits:
@@ -42,7 +46,8 @@ class Splits:
         names = tuple(found[0][1])
         if any(set(split) != set(names) for _, split in found):
             raise ValueError("the split does not name the same assets at every power")
-        return cls(planned.schedule_w, names, tuple((net_w, tuple(split[n] for n in names)) for net_w, split in found))
+        corners = tuple((net_w, tuple(split[n] for n in names)) for net_w, split in found)
+        return cls(planned.schedule_w, names, corners, planned.all_w)
 
     def at(self, net_w: int) -> dict[str, int]:
         """The power of each asset, W of import."""
@@ -59,7 +64,7 @@ class Splits:
 
     def encode(self) -> bytes:
         """For ``Journal.remember``."""
-        return cbor.encode((self.schedule_w, self.names, self.corners))
+        return cbor.encode((self.schedule_w, self.names, self.corners, tuple(self.all_w.items())))
 
     @classmethod
     def decode(cls, data: bytes) -> Splits:
@@ -69,8 +74,9 @@ class Splits:
             EvidenceError: It is damaged.
         """
         try:
-            schedule_w, names, corners = cbor.decode(data)
-            made = cls(schedule_w, tuple(names), tuple((net_w, tuple(powers)) for net_w, powers in corners))
+            schedule_w, names, corners, *rest = cbor.decode(data)
+            all_w = dict(*rest)  # older ones have none
+            made = cls(schedule_w, tuple(names), tuple((net_w, tuple(powers)) for net_w, powers in corners), all_w)
             made.at(made.schedule_w)
         except (TypeError, ValueError, IndexError) as error:
             raise EvidenceError(f"a split of a bid: {error}") from None
