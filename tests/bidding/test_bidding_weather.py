@@ -288,6 +288,13 @@ def test_the_load_models_know_a_days_temperature_as_it_was_expected_and_look_bac
     assert weather.now_c(begin_ms + 8 * DAY_MS) is None, "too old"
 
 
+def test_a_broken_thermometer_teaches_nothing():
+    weather = WeatherBook()
+    for wrong in (850.0, -273.15, float("nan"), float("inf")):
+        weather.seen(T0, {SITE: wrong}, {})
+    assert weather.places == {}
+
+
 def test_a_day_state_of_before_is_read():
     loads = LoadBook()
     loads.seen(T0, 100.0)

@@ -27,6 +27,8 @@ KEPT_MS = 21 * DAY_MS
 """What was not seen for so long is forgotten: its asset is gone."""
 LAST_MS = 2 * SLOT_MS
 """An older temperature is not that of now."""
+COLDEST_C, WARMEST_C = -90.0, 90.0
+"""What is beyond is no temperature of air, but a broken sensor."""
 STEP_K = 0.25
 """Temperatures ahead are rounded to this: steps that are alike are worked out once (``values``)."""
 
@@ -48,6 +50,8 @@ class WeatherBook:
             sun_w: What roofs gave, mean; None for one that was held by a limit.
         """
         for name, found_c in outside_c.items():
+            if not COLDEST_C <= found_c <= WARMEST_C:
+                continue
             self.places.setdefault(name, Outdoors()).seen(at_ms, found_c)
         for name, power_w in sun_w.items():
             self.roofs.setdefault(name, Roof()).seen(at_ms, power_w)
