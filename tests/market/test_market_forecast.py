@@ -2,10 +2,9 @@
 
 import asyncio
 import json
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
-import apsw
 import numpy as np
 import pytest
 from bidding_site import Weather, play
@@ -13,16 +12,15 @@ from energybid.agent.cli import main
 from energybid.agent.commands.completion import run as completed
 from energybid.agent.commands.forecast import PREFIX
 from energybid.agent.config import load_plan
-from energybid.agent.journal import Journal
 from energybid.agent.market.foretold import LIKELY, MIDDLE, foretold, shown
 from energybid.agent.market.planner import SitePlanner
 from energybid.agent.overrides import RequestError
 from energybid.agent.process import Agent, _open
 from energybid.bidding.planning_weather import SITE
 from energybid.core.errors import JournalStalledError, UplinkDownError
-from energybid.simulator.virtual import EPOCH_NS, VirtualClock
+from energybid.simulator.virtual import EPOCH_NS, VirtualClock, run
 from floors import Floor, FloorDriver
-from gateways import virtual_platform
+from gateways import recording, virtual_platform
 from sites import example, site
 
 HOUR_MS = 3_600_000
@@ -49,15 +47,6 @@ def learned(days: int = 11) -> SitePlanner:
 @pytest.fixture(scope="module")
 def planner():
     return learned()
-
-
-@contextmanager
-def journal(path):
-    database = apsw.Connection(str(path))
-    try:
-        yield Journal(database, str(path), check=False)
-    finally:
-        database.close()
 
 
 @pytest.fixture
@@ -121,11 +110,16 @@ def test_before_a_day_is_over_it_says_so():
 
 
 def test_a_gateway_that_has_learned_nothing_says_what_to_do(gateway, capsys):
-    assert forecast(capsys, gateway)[0] == 1
-    with journal(gateway.parent / "journal.db") as made:
-        made.close()
-    text = example()
-    gateway.write_text(text.split("[market]")[0])
+    assert "no such file" in forecast(capsys, gateway)[2]
+
+    async def metered():
+        async with recording(virtual_platform(VirtualClock()), gateway.parent / "journal.db"):
+            pass
+
+    run(metered)
+    code, _, said = forecast(capsys, gateway)
+    assert (code, "nothing is learned yet" in said) == (1, True)
+    gateway.write_text(example().split("[market]")[0])
     code, _, said = forecast(capsys, gateway)
     assert code == 2
     assert "has no [market]" in said
@@ -192,13 +186,16 @@ def test_a_running_agent_goes_back_and_its_next_run_knows_it(gateway, capsys, pl
     async def first():
         async with running(gateway, planner.state()):
             back = await asked(capsys, gateway, "back", "regression")
-            return back, await asked(capsys, gateway, "--json"), await asked(capsys, gateway, "back", "mean-7")
+            shown = await asked(capsys, gateway, "--json")
+            other = await asked(capsys, gateway, "back", "regression-temperature", "--json")
+            return back, shown, other, await asked(capsys, gateway, "back", "mean-7")
 
     async def second():
         async with running(gateway):
             return await asked(capsys, gateway, "back", "regression"), await asked(capsys, gateway)
 
-    back, told, naive = asyncio.run(first())
+    back, told, other, naive = asyncio.run(first())
+    assert json.loads(other[1]) == {"model": "regression-temperature", "version": 2, "kept": True, "why": ""}
     assert back == (0, "regression is back at its version before, which is version 2 now\n", "")
     assert "goes back to the version before of regression, which is 2 now" in caplog.text
     versions = {model["model"]: model["version"] for model in json.loads(told[1])["models"]}
