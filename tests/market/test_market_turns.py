@@ -1,9 +1,11 @@
 """Compressors run and rest as long as their makers ask: what is known of them, what is written to them, what is bid."""
 
 import asyncio
+import tempfile
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from energybid.agent.control import Rank
@@ -11,6 +13,8 @@ from energybid.agent.market import plan as plans
 from energybid.agent.market.turns import UNSEEN_S, Turns
 from energybid.sync.market import Conduct
 from floors import Floor, play
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 RUN_S, PAUSE_S = 600, 300
 MODEL = plans.ThermalModelPlan(time_constant_h=30.0, kelvin_per_w=0.006, free_k=1.0)
@@ -121,21 +125,48 @@ def test_a_compressor_runs_and_rests_as_long_as_its_maker_asks(tmp_path, on, ram
     play(tmp_path / "j", scene, keep={"heating"}, changes=pump(on=on, ramp_w_per_s=ramp, **least_w))
 
 
-def test_short_intervals_on_and_off_do_not_wear_it_out(tmp_path):
-    async def scene(gateway):
-        changes, before = [], running(gateway)
-        for number in range(60):
-            following = asyncio.ensure_future(scheduled(gateway, 3000 * (number % 2), 60))
-            while not following.done():
-                await asyncio.sleep(1)
-                if running(gateway) != before:
-                    before = not before
-                    changes.append((now(), before))
-        assert len(changes) >= 4
-        for (begin_s, runs), (end_s, _) in pairwise(changes):
-            assert end_s - begin_s >= (RUN_S if runs else PAUSE_S) - 2
+INTERVALS = st.lists(
+    st.tuples(
+        st.sampled_from([0, 0, 1000, 2345, 3000]),
+        st.integers(20, 400),
+        st.sampled_from(["", "temperature", "power", "deaf"]),
+        st.integers(1, 30),
+    ),
+    min_size=4,
+    max_size=14,
+)
 
-    play(tmp_path / "j", scene, keep={"heating"}, changes=pump())
+
+@settings(max_examples=6)
+@given(INTERVALS, st.sampled_from([None, 15.0, 200.0]), st.sampled_from([None, Fraction(3000)]))
+def test_whatever_is_wanted_and_not_read_wears_nothing_out(intervals, ramp, on):
+    """Powers, how long they are wanted, what is not read in between and for how long."""
+    floor, changes = Floor(), list[tuple[float, bool]]()
+
+    async def watch(gateway):
+        while True:
+            if not changes or running(gateway) != changes[-1][1]:
+                changes.append((now(), running(gateway)))
+            await asyncio.sleep(1)
+
+    async def scene(gateway):
+        watching = asyncio.ensure_future(watch(gateway))
+        for power_w, seconds, fault, long_s in intervals:
+            wanted_w = 3000 if on and power_w else power_w
+            following = asyncio.ensure_future(scheduled(gateway, wanted_w, seconds))
+            await asyncio.sleep(5)
+            floor.unread, floor.deaf = {fault} - {"deaf", ""}, {"heat-pump"} if fault == "deaf" else set()
+            await asyncio.sleep(min(long_s, seconds - 6))
+            floor.unread, floor.deaf = set(), set()
+            await following
+        watching.cancel()
+
+    least_w = {} if on is None else {"least_w": 3000}
+    with tempfile.TemporaryDirectory() as folder:
+        change = pump(on=on, ramp_w_per_s=ramp, **least_w)
+        play(Path(folder) / "j", scene, floor, keep={"heating"}, changes=change)
+    for (begin_s, runs), (end_s, _) in pairwise(changes[1:]):
+        assert end_s - begin_s >= (RUN_S if runs else PAUSE_S) - 2
 
 
 def test_an_award_against_its_least_times_is_given_up_and_says_why(tmp_path):
