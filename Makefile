@@ -32,11 +32,11 @@ worlds: $(VENV)/.test  ## virtual days of a small site, and quarters of days of 
 	$(BIN)/energybid simulate world --seed 1 --seeds $(WORLDS) --jobs 2 --log build
 	$(BIN)/energybid simulate world --market --days 0.25 --seed 1 --seeds $(SITES) --jobs 2 --log build
 
-simulate: $(VENV)/.test  ## 2,000 of them, and a large site: hours
+simulate: $(VENV)/.test  ## 2,000 and 200 of them, and 20 days of a large site: an hour and a half
 	@mkdir -p build
 	$(BIN)/energybid simulate world --seed 1001 --seeds 2000 --jobs 2 --log build
 	$(BIN)/energybid simulate world --seed 1 --seeds 20 --jobs 2 --large --log build
-	$(BIN)/energybid simulate world --market --seed 1001 --seeds 200 --jobs 2 --log build
+	$(BIN)/energybid simulate world --market --days 0.25 --seed 1001 --seeds 200 --jobs 2 --log build
 
 .PHONY: oracle
 oracle: $(VENV)/.test  ## bids of 1,000 random sites against a mixed-integer solver, and the day's loss of 100 (minutes)

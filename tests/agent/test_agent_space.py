@@ -208,6 +208,7 @@ def test_a_week_without_the_uplink_in_one_mebibyte(tmp_path):
     assert {1, 2, 4, 8, 16} <= set(spaces), "thinned by doubling"
 
 
+@pytest.mark.untraced
 def test_after_receipts_everything_is_logged_again(tmp_path):
     async def script(recorder, driver, clock):
         while recorder.space.budget.stage is not Stage.NOTHING:  # noqa: ASYNC110  virtual time
@@ -241,6 +242,7 @@ def test_acknowledged_history_goes_first_and_keeps_its_minimum(tmp_path):
     small_gateway(tmp_path / "j", script)
 
 
+@pytest.mark.untraced
 def test_beyond_the_high_mark_history_shrinks_to_the_smaller_minimum(tmp_path):
     async def script(recorder, driver, clock):
         for _ in range(2 * DAY_S // 600):
