@@ -339,7 +339,7 @@ class Control:
     async def close(self) -> None:
         """The agent ends: all leases do, and the safe numbers are written within ``STOP_S``. Once; then idempotent."""
         if self._closing is None:
-            self._closing = asyncio.ensure_future(self._close())
+            self._closing = asyncio.create_task(self._close())
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
