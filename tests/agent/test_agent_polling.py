@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from itertools import pairwise
 
+import pytest
 from energybid.agent.polling import BusPoller, MeterState, next_boundary
 from energybid.core.entries import Clock, Declaration, Gap, GapReason, Reading
 from energybid.core.errors import BusDownError, GarbledError, NoReplyError, RefusedError
@@ -148,6 +149,7 @@ def test_interval_zero_polls_as_fast_as_the_bus_goes(tmp_path):
     assert 95 <= len(driver.calls) <= 101
 
 
+@pytest.mark.untraced
 def test_meters_are_declared_anew_every_day(tmp_path):
     _, _, entries = poll(tmp_path / "j", bus(meter("m", interval_s=600)), lambda *_: 1, 3 * 86_400)
     declared = [n for n, entry in enumerate(entries) if isinstance(entry, Declaration)]
@@ -156,6 +158,7 @@ def test_meters_are_declared_anew_every_day(tmp_path):
     assert all(e.declaration == max(d for d in declared if d < n) for n, e in readings)
 
 
+@pytest.mark.untraced
 def test_a_stalled_disk_slows_polling_instead_of_filling_memory(tmp_path):
     from energybid.agent import recorder as module
 

@@ -195,7 +195,7 @@ def test_flips_anywhere_are_survived(tmp_path):
     data = path.read_bytes()
     rng = random.Random(11)
     replaced, told = 0, []
-    for n in range(60):
+    for n in range(40):
         there = tmp_path / f"d{n}" / "j"
         there.parent.mkdir()
         flipped = bytearray(data)
@@ -407,6 +407,7 @@ class KilledError(Exception):
     """The process ends here."""
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("steps", range(14))
 def test_a_replacement_that_is_interrupted_is_made_again(tmp_path, monkeypatch, steps):
     """Wherever it stops: the damaged epoch is never signed in again, and the new one names its end."""

@@ -189,6 +189,7 @@ def test_batches_go_every_interval_and_receipts_move_the_mark(tmp_path):
     world(tmp_path / "j", script)
 
 
+@pytest.mark.untraced
 def test_reading_goes_on_without_a_broker_and_the_backlog_follows(tmp_path):
     async def script(there, recorder, uploader, _):
         there.broker_up = False

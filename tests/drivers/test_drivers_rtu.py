@@ -273,7 +273,7 @@ FATES = [
 
 
 @pytest.mark.untraced
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     st.randoms(use_true_random=False),
     st.integers(1, 3),

@@ -376,7 +376,7 @@ FATES = ["prompt", "late", "never", "twice", "foreign unit", "foreign function",
 
 
 @pytest.mark.untraced
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.randoms(use_true_random=False), st.integers(1, 6), st.sampled_from([0, 1, 2]))
 def test_late_duplicate_and_foreign_replies_never_become_values(chance: Any, in_flight: int, retries: int) -> None:
     served: dict[int, tuple[int, int]] = {}

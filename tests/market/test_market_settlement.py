@@ -226,6 +226,7 @@ def small():
     return golden.bundle()._replace(confirmation=None, logs=(part._replace(entries=part.entries[1:]),)).encode()
 
 
+@pytest.mark.untraced
 def test_any_changed_bit_is_found():
     """Every bit of a small file."""
     data = small()
@@ -235,6 +236,7 @@ def test_any_changed_bit_is_found():
         refused((number ^ 1 << bit).to_bytes(len(data), "big"))
 
 
+@pytest.mark.untraced
 def test_any_changed_byte_is_found():
     """A bit of each byte of the golden file; a stranger, who is slower, looks at a few of them."""
     for at in range(len(DATA)):

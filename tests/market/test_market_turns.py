@@ -137,6 +137,7 @@ INTERVALS = st.lists(
 )
 
 
+@pytest.mark.untraced
 @settings(max_examples=6)
 @given(INTERVALS, st.sampled_from([None, 15.0, 200.0]), st.sampled_from([None, Fraction(3000)]))
 def test_whatever_is_wanted_and_not_read_wears_nothing_out(intervals, ramp, on):

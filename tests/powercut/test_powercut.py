@@ -22,7 +22,7 @@ from powercut_recorder import Forget, Link, Mark, Sync, Truncate, Unlink, Write
 SEEDS = int(os.environ.get("ENERGYBID_POWER_SEEDS", "12"))
 CUTS = 10_000
 """Different disks that must be judged at the least, over all seeds."""
-SHARE = float(os.environ.get("ENERGYBID_POWER_SHARE", "0.09"))
+SHARE = float(os.environ.get("ENERGYBID_POWER_SHARE", "0.07"))
 """Of all cuts of a seed's lives, how many are judged."""
 
 totals = Found(0, 0, 0, [])

@@ -94,6 +94,7 @@ def rows_or_none(life):
         return None
 
 
+@pytest.mark.untraced
 @many
 @given(points)
 def test_whatever_the_journal_does_a_new_one_finds_all_that_was_committed(point):
@@ -162,6 +163,7 @@ def reads_failing(disk, path, number):
     return None, len(looked)
 
 
+@pytest.mark.untraced
 def test_an_intact_journal_is_kept_whichever_read_fails_once():
     with living(3) as (life, disk):
         for _ in range(20):

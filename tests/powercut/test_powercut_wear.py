@@ -16,6 +16,8 @@ from powercut_history import Life
 from powercut_judge import memory
 from powercut_recorder import Link, Recorder, Sync, Write
 
+pytestmark = pytest.mark.untraced
+
 BLOCK = 4096
 MINUTE_MS = 60_000
 

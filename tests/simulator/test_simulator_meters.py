@@ -98,6 +98,7 @@ def test_every_quantity_reads_back_as_the_physical_state(name: str, at_ms: int) 
             assert abs(mantissa - exact) <= Fraction(1 + finer, 2) + abs(exact) / 2**23, register.name
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("name", list_profiles())
 @OF_EACH_MODEL
 @given(begin=MOMENTS, steps=st.lists(st.integers(1, 4_000_000), min_size=1, max_size=10))

@@ -84,6 +84,7 @@ def test_half_a_day_of_everything():
     assert outcome.entries == outcome.acknowledged
 
 
+@pytest.mark.untraced
 def test_some_hours_of_bidding_with_everything():
     outcome = simulate(201, 0.1, bidding(Faults()))
     assert outcome.violations == []
