@@ -160,7 +160,7 @@ class Journal:
         """All epochs, oldest first."""
         with self._reported("epochs"):
             return [
-                EpochRow(*typed(row, int, bytes, str, bytes))
+                EpochRow.read(row)
                 for row in self._database.execute("SELECT number, id, origin, secret FROM epoch ORDER BY 1")
             ]
 
@@ -349,7 +349,8 @@ class Journal:
         if self.version < 3:  # noqa: PLR2004  the migration that brought the table
             return {}
         query = "SELECT key, value FROM memory WHERE substr(key, 1, ?) = ? ORDER BY number"
-        return dict(self._rows(query, (len(prefix), prefix)))
+        rows = self._rows(query, (len(prefix), prefix))
+        return {key: value for key, value in rows if (type(key), type(value)) == (str, bytes)}  # others are damaged
 
     def segments(self, epoch: int, first: int) -> Iterator[Segment]:
         """Segments of an epoch from the one that holds sequence ``first`` on, in order.
@@ -448,6 +449,8 @@ class Journal:
     def check(self, *, most: int = CHECK_AT_OPEN) -> int:
         """Rebuild the tree over the newest entries and compare every root on the way with what is stored.
 
+        What else a start of the agent needs is read too: damage in it is found here, and nowhere later.
+
         Args:
             most: How many entries at most, counted back from the end (the check begins at an anchor before that).
 
@@ -463,6 +466,9 @@ class Journal:
             frontier, checked = self._replay(self._head.epoch, most=most)
             if (frontier.size, frontier.peaks) != (self._head.frontier.size, self._head.frontier.peaks):
                 raise EvidenceError(f"the entries end at {frontier.size}, not at {self._head.frontier.size}")
+        self.acknowledged()
+        self.previous_of(self._head.epoch)
+        self.recall()
         return checked
 
     def _rows(self, statement: str, bindings: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from energybid.core import cbor
+from energybid.core.entries import ID_SIZE
 from energybid.core.errors import EvidenceError
 from energybid.core.log import Salts
+from energybid.core.salt import SECRET_SIZE
 from energybid.core.tree import HASH_SIZE, Frontier, leaf_hash
 from energybid.sync import columns
 
@@ -85,6 +87,18 @@ class EpochRow(NamedTuple):
     id: bytes
     origin: str
     secret: bytes
+
+    @classmethod
+    def read(cls, row: tuple[Any, ...]) -> EpochRow:
+        """From its columns.
+
+        Raises:
+            EvidenceError: They are of other types, or lengths.
+        """
+        found = cls(*typed(row, int, bytes, str, bytes))
+        if (len(found.id), len(found.secret)) != (ID_SIZE, SECRET_SIZE):
+            raise EvidenceError("an epoch's id or secret has another length")
+        return found
 
 
 class Succession(NamedTuple):
