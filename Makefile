@@ -12,7 +12,7 @@ demo: $(VENV)/.demo  ## meters, agent, broker and head-end on this machine, live
 	$(BIN)/energybid demo $(DEMO)
 
 test: $(VENV)/.test debian checks  ## everything that CI runs
-	$(MAKE) worlds SITES=10
+	$(MAKE) worlds WORLDS=100 SITES=10
 
 checks: $(VENV)/.test
 	$(BIN)/ruff check .
