@@ -7,8 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from energybid.agent.commands.override import ask, who
-from energybid.agent.config import load_cabinet, load_plan
+from energybid.agent.commands.override import ask, socket_of, who
+from energybid.agent.config import load_plan
 from energybid.agent.databases import opened
 from energybid.agent.journal import Journal
 from energybid.core import exit_codes
@@ -48,12 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _back(arguments: argparse.Namespace) -> str:
-    path = load_cabinet(arguments.config).socket
-    if path is None:
-        raise EnergybidError(f"{arguments.config} names no socket: add [status] path = ... or [control] socket = ...")
-    answer = ask(path, {"do": "forecast back", "model": arguments.model, "who": who()})
-    if "error" in answer:
-        raise EnergybidError(answer["error"])
+    answer = ask(socket_of(arguments.config), {"do": "forecast back", "model": arguments.model, "who": who()})
     if not answer["kept"]:
         sys.stderr.write(f"it does not survive a restart, until the agent can keep it: {answer['why']}\n")
     if arguments.json:

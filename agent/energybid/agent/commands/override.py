@@ -43,12 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Ask, and show what the agent says."""
     asked = _request(arguments)
-    path = arguments.socket or load_cabinet(arguments.config).socket
-    if path is None:
-        raise EnergybidError(f"{arguments.config} names no socket: add [status] path = ... or [control] socket = ...")
-    answer = ask(path, asked)
-    if "error" in answer:
-        raise EnergybidError(answer["error"])
+    answer = ask(arguments.socket or socket_of(arguments.config), asked)
     sys.stdout.write(json.dumps(answer) + "\n" if arguments.json else render(answer))
     return exit_codes.OK
 
@@ -78,11 +73,24 @@ def who() -> str:
     return _STRANGE.sub("-", name)[:32]
 
 
+def socket_of(config: Path) -> Path:
+    """Where the agent of a configuration answers.
+
+    Raises:
+        ConfigurationError: The file is wrong.
+        EnergybidError: It names no socket.
+    """
+    path = load_cabinet(config).socket
+    if path is None:
+        raise EnergybidError(f"{config} names no socket: add [status] path = ... or [control] socket = ...")
+    return path
+
+
 def ask(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
     """What the running agent answers on its socket.
 
     Raises:
-        EnergybidError: Nobody answers, or one who is not understood: what to do.
+        EnergybidError: Nobody answers, or one who is not understood: what to do; or the agent refuses, and says why.
     """
     try:
         line = system.request(str(path), json.dumps(asked).encode() + b"\n")
@@ -95,6 +103,8 @@ def ask(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
         raise EnergybidError(f"{path}: {error.strerror or error}") from None
     except ValueError:
         raise EnergybidError(f"{path}: no answer: the agent stops, or is of another version") from None
+    if "error" in answer:
+        raise EnergybidError(answer["error"])
     return answer
 
 
