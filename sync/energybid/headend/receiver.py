@@ -14,7 +14,7 @@ from typing import Protocol
 from energybid.core.errors import UplinkDownError
 from energybid.core.ports import Message, Offload, Uplink, UplinkSettings
 from energybid.headend.ledger import Ledger, Outgoing
-from energybid.sync.connection import keep_connected, weightiest
+from energybid.sync.connection import keep_connected
 from energybid.sync.topics import every
 
 logger = logging.getLogger("energybid.headend")
@@ -80,8 +80,6 @@ class Receiver:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._take(uplink))
                 tasks.create_task(self._serve(uplink))
-        except ExceptionGroup as group:
-            raise weightiest(group) from group
         finally:
             self.connected.clear()
 

@@ -27,6 +27,8 @@ async def keep_connected(
 ) -> NoReturn:
     """Serve over all connections, until cancelled or ``serve`` raises something else than ``UplinkDownError``.
 
+    Of what the tasks of a group raise, the weightiest counts.
+
     Args:
         connect: Makes one connection.
         serve: Uses it until it is lost.
@@ -40,8 +42,11 @@ async def keep_connected(
             async with connect() as uplink:
                 wait_s = FIRST_WAIT_S
                 await serve(uplink)
-        except UplinkDownError as error:
-            lost(error)
+        except (UplinkDownError, ExceptionGroup) as error:
+            cause = weightiest(error) if isinstance(error, ExceptionGroup) else error
+            if not isinstance(cause, UplinkDownError):
+                raise cause from error
+            lost(cause)
         await asyncio.sleep(random.uniform(0, wait_s))  # full jitter
         wait_s = min(2 * wait_s, wait_max_s)
 

@@ -15,7 +15,7 @@ from energybid.core.errors import UplinkDownError
 from energybid.core.ports import Message, Offload, Uplink, UplinkSettings
 from energybid.simulator.market.operator import Event, Operator
 from energybid.simulator.market.store import Letter, Store
-from energybid.sync.connection import keep_connected, weightiest
+from energybid.sync.connection import keep_connected
 from energybid.sync.topics import every
 
 logger = logging.getLogger("energybid.market")
@@ -146,8 +146,6 @@ class Service:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._take(uplink))
                 tasks.create_task(self._send(uplink))
-        except ExceptionGroup as group:
-            raise weightiest(group) from group
         finally:
             self.connected.clear()
 
